@@ -270,7 +270,7 @@ W = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: wide().hessian(), "23 units: 8,388,608 states are too many .* take `sampled_hessian`"),
+        (lambda: wide().hessian(), "23 units: 8,388,608 states are too many .* use `sampled_hessian`"),
         (lambda: wide(22, hidden=20).hessian(examples(9, 2)), "20 hidden units for 9 examples: 9,437,184 states"),
         (lambda: RestrictedBoltzmannMachine(torch.zeros(9, 21), torch.zeros(9), torch.zeros(21)).log_partition(), "21"),
         (lambda: BoltzmannMachine(torch.zeros(2, 3)), r"`weights` of shape \(2, 3\): give a symmetric matrix"),
@@ -284,10 +284,16 @@ W = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
         (lambda: BoltzmannMachine(W, temperature=0.0), "`temperature` 0"),
         (lambda: BoltzmannMachine(W, energy_sign="down"), "`energy_sign` down: give one of plus, minus"),
         (lambda: BoltzmannMachine(W, units="real"), "`units` real: give one of binary, spin"),
-        (lambda: BoltzmannMachine(W, hidden=1).hessian(), "`data`: the Hessian of a machine with hidden units"),
+        (
+            lambda: BoltzmannMachine(W, hidden=1).hessian(),
+            "`data` None: a machine with hidden units needs visible states",
+        ),
         (lambda: BoltzmannMachine(W).gradient(torch.zeros(3, 1)), r"`data` \(3, 1\): give a tensor \(N, 2\)"),
-        (lambda: BoltzmannMachine(W).gradient(torch.full((3, 2), 0.5)), "`data`: states other than 0 and 1"),
-        (lambda: BoltzmannMachine(W, units="spin").gradient(torch.zeros(3, 2)), "`data`: states other than -1 and 1"),
+        (lambda: BoltzmannMachine(W).gradient(torch.full((3, 2), 0.5)), "`data`: it has values other than 0 and 1"),
+        (
+            lambda: BoltzmannMachine(W, units="spin").gradient(torch.zeros(3, 2)),
+            "`data`: it has values other than -1 and 1",
+        ),
         (lambda: BoltzmannMachine(W).sampled_hessian(chains=1), "`chains` 1"),
     ],
 )

@@ -523,7 +523,7 @@ def call(tmp_path, monkeypatch, capfd):
         ("--curvature fisher-empirical", "--curvature fisher-empirical: is made of products of gradients"),
         ("--curvature ggn", "--curvature ggn: is zero"),
         ("--method power", "--method power: is not for single examples"),
-        ("-k 7", "-k: 7 eigenvalues of a matrix with 6 rows; ask for at most 6"),
+        ("-k 7", "-k 7: the matrix has only 6 rows; ask for at most 6"),
         ("--wrt input", "--wrt input: give parameters, inputs, or inputs:NAME"),
         ("--wrt inputs:", "--wrt inputs:: give parameters, inputs, or inputs:NAME"),
         ("--wrt inputs:x", "--wrt inputs:x: the data have no such input"),

@@ -404,7 +404,7 @@ def test_the_note_is_as_exact_as_the_products():
     for tolerance in (1e-4, 1e-10):
         given = problem(build(tolerance=tolerance))
         (line,) = model_notes(given)
-        told[tolerance] = float(line.partition("is off by ")[2].partition(" of")[0])
+        told[tolerance] = float(line.partition("differs by ")[2].partition(" of")[0])
         off = relative(products(given, "hessian")[0], expected_products("hessian"))
         assert off / 10 < told[tolerance] < 10 * off
         assert f"to residuals of {tolerance:.1g}, " in line
@@ -419,7 +419,7 @@ def test_a_note_in_single_precision_counts_rounding():
     given = Problem(model, spectra.CrossEntropy(), spectra.cut_batches(x, y, torch.arange(EXAMPLES), EXAMPLES))
     (line,) = model_notes(given)
     assert "to residuals of 4e-06" in line
-    assert 1e-8 < float(line.partition("is off by ")[2].partition(" of")[0]) < 1e-3
+    assert 1e-8 < float(line.partition("differs by ")[2].partition(" of")[0]) < 1e-3
 
 
 def test_a_tighter_tolerance_that_rounding_forbids_leaves_the_note_open(monkeypatch):
@@ -496,7 +496,7 @@ def test_tensors_from_elsewhere_are_refused():
     outside = nn.Parameter(torch.tensor([0.1], dtype=torch.float64))
     map = Unit(0.5)
     map.sigma = lambda s: s * outside
-    with pytest.raises(SpectraError, match=r"`map`: it uses a tensor of shape \(1,\) that requires gradients"):
+    with pytest.raises(SpectraError, match=r"`map` uses a tensor of shape \(1,\) that requires gradients"):
         Equilibrium(map, 1)(torch.ones(2, 1, dtype=torch.float64))
 
 
@@ -523,5 +523,5 @@ def test_a_map_to_another_shape_is_refused():
 
 
 def test_inputs_that_are_not_finite_are_named():
-    with pytest.raises(SpectraError, match="its first step is not finite; look at the inputs"):
+    with pytest.raises(SpectraError, match="its first step is not finite; check the inputs"):
         build()(points()[0] * torch.nan)

@@ -496,7 +496,7 @@ def test_an_optimizer_that_is_missing():
     with pytest.raises(SpectraError, match="`optimizer`: update needs the state of an optimizer"):
         given(problem, "update")
     saved(problem, "here.pt")
-    with pytest.raises(SpectraError, match="holds no state of an optimizer"):
+    with pytest.raises(SpectraError, match="holds no optimizer state"):
         given(problem, "momentum", checkpoint="here.pt")
     with pytest.raises(SpectraError, match="it has no option nam"):
         given(problem, "momentum", optimizer="here.pt?nam=Adam")

@@ -10,7 +10,7 @@ from helpers import seeded, uniform, with_spectrum
 import spectra
 from spectra.cli import run
 from spectra.krylov.eigenpairs import eigenpairs
-from spectra.spectrum.localisation import localisation_of, of_vectors, turning
+from spectra.spectrum.localisation import angle_bounds, localisation_of, of_vectors
 
 
 @pytest.mark.parametrize("angle", [1e-6, 0.01, 0.3, 1.2])
@@ -54,17 +54,17 @@ def test_the_angle_to_the_true_eigenvector(which):
     a = with_spectrum(spectrum)
     true_values, true = np.linalg.eigh(a.numpy())
     pairs = eigenpairs(a, k=5, which=which, tolerance=0.02, generator=seeded())
-    turned = turning(pairs.values.numpy(), pairs.residuals.numpy(), which, 60, pairs.complement)
+    turned = angle_bounds(pairs.values.numpy(), pairs.residuals.numpy(), which, 60, pairs.complement)
     nearest = np.abs(true_values - pairs.values.numpy()[:, None]).argmin(axis=1)
     sines = np.sqrt(np.clip(1 - (pairs.vectors.numpy() * true.T[nearest]).sum(axis=1) ** 2, 0, 1))
     told = np.isfinite(turned)
     assert (sines[told] <= turned[told] + 1e-7).all()
     assert told.sum() >= 1
     assert (turned[told] < 1).all()
-    alone = turning(pairs.values.numpy(), pairs.residuals.numpy(), which, 60)
+    alone = angle_bounds(pairs.values.numpy(), pairs.residuals.numpy(), which, 60)
     inner = {"LM": [4], "LA": [4], "SA": [4], "BE": [2, 4]}[which]  # next to those that were not computed
     assert np.isnan(alone[inner]).all()
-    everything = turning(true_values, np.full(60, 1e-9), which, 60)
+    everything = angle_bounds(true_values, np.full(60, 1e-9), which, 60)
     assert np.isnan(everything).sum() == 2  # the two copies of 3: nothing else is left out
 
 

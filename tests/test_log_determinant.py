@@ -194,5 +194,5 @@ def test_matrices_without_one_are_refused():
 
 def test_a_matrix_that_is_not_semidefinite_is_not_called_so():
     measure = spectra.spectral_measure(torch.diag(torch.tensor([-2.0, 1.0, 5.0], dtype=torch.float64)))
-    with pytest.raises(spectra.SpectraError, match="`semidefinite` True: a node is -2"):
+    with pytest.raises(spectra.SpectraError, match="`semidefinite` True: the lowest node is -2"):
         spectra.log_determinant(measure, 0.1, semidefinite=True)

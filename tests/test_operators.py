@@ -320,10 +320,13 @@ def test_what_is_no_symmetric_matrix_is_refused(folder, capfd):
         ("compare --held-out digits", "--held-out: is of a network"),
         ("eig --method gram", "--method gram: needs a factor of the matrix"),
         ("trace --method gram", "--method gram: needs a factor of the matrix"),
-        ("eig -k 61", "-k: 61 eigenvalues of a matrix with 60 rows; ask for at most 60"),
+        ("eig -k 61", "-k 61: the matrix has only 60 rows; ask for at most 60"),
         ("compare", "--operator dense.npy: there is nothing to compare it with; give --operator again"),
         ("compare --operator other.npy", "--operator: of different sizes (dense 60, other 61 rows)"),
-        ("eig --method dense --max-products 9", "--max-products: 6 are left, but --method dense takes 60"),
+        (
+            "eig --method dense --max-products 9",
+            "--max-products: --method dense needs 60 products, one per row, and 6 are left; raise --max-products",
+        ),
     ],
 )
 def test_what_does_not_go_with_an_operator_is_refused(line, text, folder, capfd):
@@ -527,8 +530,8 @@ fails = Estimate(lambda vectors: 1 / 0)
         ("eig -k 1", "ends", "--operator: code of yours ended the program"),
         ("eig -k 1", "infinite", "or look at what the operator returns"),
         ("eig -k 2", "wide", "--operator: its standard_errors returned of shape (7,)"),
-        ("eig -k 1", "below", "--operator: its standard_errors returned an error below zero, -1"),
-        ("trace", "below", "--operator: its trace_error returned an error below zero, -1"),
+        ("eig -k 1", "below", "--operator: its standard_errors returned a negative error, -1"),
+        ("trace", "below", "--operator: its trace_error returned a negative error, -1"),
         ("eig -k 1", "fails", "--operator: its standard_errors failed with ZeroDivisionError"),
     ],
 )

@@ -181,11 +181,11 @@ UNSURE = {
     "some left out": (lambda m: named(m, lambda n, _: n not in ("1.bias", "2.bias")), "number . may be"),
     "another order": (
         lambda m: list(m.parameters())[::-1],
-        "parameter number 0 has shape .5, 5., 0.weight of the model",
+        "parameter number 0 has shape .5, 5., but 0.weight of the model has shape .5, 3.",
     ),
     "another order of all in groups": (
         lambda m: [{"params": [m[0].bias, m[0].weight]}, {"params": [p for i in (1, 2, 3) for p in m[i].parameters()]}],
-        "fit the model's parameters in no order",
+        "do not fit the model's parameters in any order",
     ),
 }
 
@@ -225,7 +225,7 @@ def test_orders_against_all_that_there_are():
         if len(ways) == 1:
             assert by_order(shapes, model) == ways[0]
         else:
-            with pytest.raises(SpectraError, match="may be" if ways else "has shape|in no order"):
+            with pytest.raises(SpectraError, match="may be" if ways else "has shape|in any order"):
                 by_order(shapes, model)
         seen["none" if not ways else "one" if len(ways) == 1 else "several"] += 1
     assert min(seen.values()) >= 10
@@ -278,21 +278,21 @@ REFUSED = {
     "8 bits": (
         of_8_bits,
         {},
-        "bitsandbytes, whose state may be of 8 bits, which spectra does not read; read are those of",
+        "bitsandbytes, whose state may be of 8 bits; supported are torch's Adam, ",
     ),
-    "factored": (factored, {}, "Adafactor, whose state is factored"),
+    "factored": (factored, {}, "an Adafactor, but in a format of neither torch nor transformers"),
     "Muon": (label(ns_steps=5), {}, "Muon, whose preconditioner is not diagonal"),
     "Shampoo": (label(max_preconditioner_dim=8192), {}, "Shampoo, whose preconditioner is not diagonal"),
-    "Lion": (of_lion, {}, "Lion, whose step is a sign, which spectra does not read; read are those of torch's Adam, "),
-    "an option that is not known": (label(caution=True), {}, "not those of an optimizer that is known"),
+    "Lion": (of_lion, {}, "Lion, whose step is a sign; supported are torch's Adam, "),
+    "an option that is not known": (label(caution=True), {}, "not those of a supported optimizer"),
     "a state that is not known": (
         lambda s: s["state"][0].update(ema=torch.ones(5, 3)),
         {},
-        "an optimizer that is known",
+        "a supported optimizer",
     ),
     "no state": (lambda s: s["state"].pop(2), {}, r"1\.weight has no state \(exp_avg_sq is missing\)"),
     "no step": (lambda s: s["state"][2].update(step=torch.tensor(0.0)), {}, r"1\.weight has not taken a step yet"),
-    "another shape": (lambda s: s["state"].update({0: s["state"][1]}), {}, r"number 0 has shape \(5,\), 0\.weight"),
+    "another shape": (lambda s: s["state"].update({0: s["state"][1]}), {}, r"number 0 has shape \(5,\), but 0\.weight"),
     "Adam or AdamW": (without_mark, {"weight_decay": 0.1}, "give `name`"),
     "nothing squared": (
         lambda s: s["state"][1]["exp_avg_sq"].zero_(),
@@ -307,7 +307,7 @@ REFUSED = {
     "betas that do not fade": (label(betas=(0.9, 1.0)), {}, "0.9 and 1, not in"),
     "no optimizer": (lambda s: s.clear(), {}, "holds no 'state' and 'param_groups'|holds no `state`"),
     "in two groups": (lambda s: s["param_groups"].append(s["param_groups"][0]), {}, "in two of its groups"),
-    "one more": (lambda s: s["param_groups"][0]["params"].append(99), {}, "it has 8 parameters, the model 7"),
+    "one more": (lambda s: s["param_groups"][0]["params"].append(99), {}, "it has 8 parameters, but the model has 7"),
 }
 
 
@@ -327,7 +327,7 @@ def test_the_name_tells_adam_from_adamw():
     assert (coupled.optimizer, decoupled.optimizer) == ("Adam", "AdamW")
     with pytest.raises(SpectraError, match="not those of torch's RMSprop"):
         preconditioner(state, model, name="RMSprop")
-    with pytest.raises(SpectraError, match="Lion is not known"):
+    with pytest.raises(SpectraError, match="Lion is not supported"):
         preconditioner(state, model, name="Lion")
     without_decay, model = changed(without_mark, weight_decay=0.0)
     assert preconditioner(without_decay, model).decay is None
@@ -340,10 +340,10 @@ class Cautious(torch.optim.Adam):
 def test_optimizers_in_memory():
     model = network()
     optimizer = trained(model, model.parameters(), Cautious)
-    with pytest.raises(SpectraError, match=r"Cautious' is not known|Cautious is not known"):
+    with pytest.raises(SpectraError, match=r"Cautious' is not supported|Cautious is not supported"):
         preconditioner(optimizer, model)
     assert preconditioner(optimizer, model, name="Adam").optimizer == "Adam"
-    with pytest.raises(SpectraError, match="is not an optimizer"):
+    with pytest.raises(SpectraError, match=r"expected a torch\.optim optimizer or its state_dict\(\), got"):
         preconditioner(7, model)  # pyright: ignore[reportArgumentType]
 
     class Wrapped(torch.optim.Optimizer):
@@ -381,7 +381,11 @@ def test_real_optimizers_that_are_not_read_are_named(place):
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     optimizer = trained(model, model.parameters(), kind, lr=1e-3)
     for given in (optimizer, optimizer.state_dict()):
-        reason = f"its state is that of {OF_OTHERS[place]}" if OF_OTHERS[place] else "is not known|are not"
+        reason = (
+            f"its state is that of {OF_OTHERS[place]}"
+            if OF_OTHERS[place]
+            else "is not supported|are not|an Adafactor, but"
+        )
         with pytest.raises(SpectraError, match=reason):
             preconditioner(given, model)
 
@@ -397,7 +401,7 @@ def test_adafactor_scales_by_the_parameters_of_the_model():
     found = preconditioner(state, model).root
     after = torch.cat([p.new_full((p.numel(),), p.square().mean().sqrt().item()) for p in model.parameters()])
     torch.testing.assert_close(found**2 / before**2, after.clamp(min=1e-3) / (after / 4).clamp(min=1e-3))
-    with pytest.raises(SpectraError, match=r"scale with 0\.weight, whose values are not there"):
+    with pytest.raises(SpectraError, match=r"scale with the values of 0\.weight, which are not loaded"):
         preconditioner(state, model.to("meta"))
 
 
@@ -406,7 +410,7 @@ def test_groups_that_differ():
     model = network()
     groups = by_decay(model)
     groups[1]["maximize"] = True
-    with pytest.raises(SpectraError, match="maximizes some parameters"):
+    with pytest.raises(SpectraError, match="maximizes for some parameters"):
         preconditioner(trained(model, groups), model)
     groups = by_decay(model)
     groups[1]["betas"] = (0.5, 0.9)
@@ -449,7 +453,7 @@ def test_files(tmp_path):
     for name, key in (("gan.ckpt", None), ("loop.pt", "optim")):
         with pytest.raises(SpectraError, match=r"holds the states optim.*; choose one"):
             read_optimizer(tmp_path / name, key)
-    with pytest.raises(SpectraError, match=r"holds no state of an optimizer, but 0\.weight"):
+    with pytest.raises(SpectraError, match=r"holds no optimizer state, only 0\.weight"):
         read_optimizer(tmp_path / "weights.pt")
     (tmp_path / "empty").mkdir()
     (tmp_path / "plain").mkdir()
@@ -465,7 +469,7 @@ def test_a_name_that_the_state_denies():
     """A decay that Adam's state says is coupled is not AdamW's; without a decay they are one optimizer."""
     model = network()
     state = trained(model, model.parameters(), torch.optim.Adam, weight_decay=0.1).state_dict()
-    with pytest.raises(SpectraError, match="weight decay is coupled, as Adam's is, and not as AdamW's"):
+    with pytest.raises(SpectraError, match="weight decay is coupled, as in Adam, and not as in AdamW"):
         preconditioner(state, model, name="AdamW")
     state["param_groups"][0]["weight_decay"] = 0
     assert torch.equal(preconditioner(state, model, name="AdamW").root, preconditioner(state, model).root)

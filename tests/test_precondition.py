@@ -441,25 +441,33 @@ def test_a_page_begins_with_whose_preconditioner_it_is(call):
 
 
 REFUSED = {  # what is typed, and how the line of the error goes on
-    "--precondition optimizer": "--precondition optimizer: there is no --checkpoint that may hold it",
-    "--precondition optimizer --checkpoint w.pt": "--precondition optimizer: w.pt holds no state of an optimizer",
-    "--precondition w.pt": "--precondition w.pt: holds no state of an optimizer, but 0.weight",
-    "--precondition none.pt": "--precondition none.pt: there is no such file",
+    "--precondition optimizer": "--precondition optimizer: there is no --checkpoint to read it from",
+    "--precondition optimizer --checkpoint w.pt": "--precondition optimizer: w.pt holds no optimizer state",
+    "--precondition w.pt": "--precondition w.pt: holds no optimizer state, only 0.weight",
+    "--precondition none.pt": "--precondition none.pt: no such file",
     "--precondition last.pt?nam=Adam": "--precondition last.pt?nam=Adam: it has no option nam",
     "--precondition last.pt?name=SGD": "--precondition last.pt?name=SGD: its groups have",
-    "--precondition text.npz": "--precondition text.npz: it is damaged, or no npz file of numbers",
+    "--precondition text.npz": "--precondition text.npz: it is damaged, or not a .npz file of numeric arrays",
     "--precondition text.pt": "--precondition text.pt: it is a text file",
-    "--precondition less.npz": "--precondition less.npz: it has no P of 0.bias, 2.weight, 2.bias; it holds 0.weight",
-    "--precondition zero.npz": "--precondition zero.npz: its P of 2.bias is zero, negative or not finite",
-    "--precondition shape.npz": "--precondition shape.npz: its P of 0.weight has shape (12,), the parameter (4, 3)",
+    "--precondition less.npz": (
+        "--precondition less.npz: it has no array for 0.bias, 2.weight, 2.bias, only for 0.weight"
+    ),
+    "--precondition zero.npz": "--precondition zero.npz: its P for 2.bias is zero, negative or not finite",
+    "--precondition shape.npz": (
+        "--precondition shape.npz: its P for 0.weight has shape (12,), but the parameter has shape (4, 3)"
+    ),
     "--precondition nets.py:skew": "--precondition nets.py:skew: its P^-1/2: the matrix is not symmetric",
     "--precondition nets.py:FILE": "--precondition nets.py:FILE: nets.py has no FILE",
-    "--precondition nets.py:vector?scale=-1": "--precondition nets.py:vector?scale=-1: its P of all parameters is zero",
-    "--precondition nets.py:P --params 0.*": "--precondition nets.py:P: its P has 31 entries, and there are 16",
+    "--precondition nets.py:vector?scale=-1": (
+        "--precondition nets.py:vector?scale=-1: its P for all parameters is zero"
+    ),
+    "--precondition nets.py:P --params 0.*": "--precondition nets.py:P: its P has 31 entries, but there are 16",
     "--precondition nets.py:P --wrt inputs": "--precondition: an optimizer moves parameters, not inputs",
     "--precondition nets.py:P --curvature ntk": "--curvature ntk: is a matrix over examples",
     "--precondition nets.py:P --curvature ggn --method gram": "--method gram: needs a factor of the matrix",
-    "--precondition last.pt --weight-decay 0.1": "--weight-decay 0.1: the optimizer of --precondition has weight",
+    "--precondition last.pt --weight-decay 0.1": (
+        "--weight-decay 0.1: the optimizer of --precondition has its own weight"
+    ),
     "--precondition last.pt --deflate plain": "--deflate plain: its matrices are not preconditioned",
 }
 

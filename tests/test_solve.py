@@ -500,4 +500,4 @@ def test_right_hand_sides_whose_squares_are_no_numbers(scale):
 def test_products_that_are_not_finite_are_named():
     found = solve((6, lambda v: v * np.nan), drawn(6))
     assert not found.converged
-    assert found.note == "a product is not finite: look at what `operator` returns"
+    assert found.note == "a product is not finite; check what `operator` returns"

@@ -148,7 +148,7 @@ def test_without_an_optimizer_the_gradient_is_left(record, call):
     found = record(LINE.replace("last.pt", "weights.pt"))
     assert [d.name for d in found.point.directions] == ["gradient"]
     (reason,) = found.point.left_out
-    assert reason.startswith("update and momentum: weights.pt holds no state of an optimizer")
+    assert reason.startswith("update and momentum: weights.pt holds no optimizer state")
     status, _, err = call(LINE.replace("last.pt", "weights.pt") + " --optimizer weights.pt")
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith("spectra: --optimizer: weights.pt holds no state")

@@ -165,7 +165,7 @@ def test_weight_decay_stands_once():
     names = [name for name, _ in model.named_parameters()]
     flat = {f"param_groups.{name}.{key}": group[key] for name in names for key in group.keys() - {"params"}}
     for optimizer in (twice, twice.state_dict(), flat):  # flat as torch.distributed.checkpoint saves it
-        with pytest.raises(SpectraError, match=r"`weight_decay` 0\.1: the optimizer has weight decay of its own"):
+        with pytest.raises(SpectraError, match=r"`weight_decay` 0\.1: the optimizer has its own weight decay"):
             update_direction(problem, gradient, optimizer)
 
 
@@ -203,7 +203,7 @@ def test_what_is_missing_is_named():
     train(problem.model, saved)
     broken = saved.state_dict()
     del broken["state"][0]["exp_avg_sq"]
-    with pytest.raises(SpectraError, match=r"takes no step from the state of 0\.weight.*exp_avg_sq"):
+    with pytest.raises(SpectraError, match=r"cannot continue from the state of 0\.weight.*exp_avg_sq"):
         directions(problem, ["update"], gradient, optimizer=broken)
 
 

@@ -7,7 +7,7 @@ from helpers import seeded, with_spectrum
 from torch import Tensor
 
 from spectra.krylov.eigenpairs import eigenpairs
-from spectra.krylov.warm_start import EVERY, WarmStart, apart
+from spectra.krylov.warm_start import EVERY, WarmStart, separate_sums
 from spectra.operator import Counting
 
 N = 300
@@ -106,7 +106,7 @@ def test_copies_of_an_eigenvalue_stay_listed():
         assert_right(pairs, matrix)
         assert (pairs.complete is None) == (step > 0)
         matrix = turn @ matrix @ turn.T
-    assert apart(torch.tensor([7.0, 5.0, 5.0, 4.99, 4.0])).tolist() == [
+    assert separate_sums(torch.tensor([7.0, 5.0, 5.0, 4.99, 4.0])).tolist() == [
         [1, 1, 0, 0, 1],
         [0, 0, 1, 0, 0],
         [0, 0, 0, 1, 0],

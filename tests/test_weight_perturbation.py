@@ -402,15 +402,21 @@ PART = RankTwo(LOSS.vector, LOSS.product)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gradient_from_losses(LOSS, evaluations=9), "`point` NoneType: give the weights"),
-        (lambda: gradient_from_losses(3.0, LOSS.point, evaluations=9), "`loss` of type float: give a Problem, or"),
+        (lambda: gradient_from_losses(LOSS, evaluations=9), "`point`: expected the weights as a floating-point vector"),
+        (
+            lambda: gradient_from_losses(3.0, LOSS.point, evaluations=9),
+            "`loss`: expected a Problem or a function of the weights, got float",
+        ),
         (lambda: gradient_from_losses(network()[0], LOSS.point, evaluations=9), "`point`: a problem has its own"),
         (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=1), "`evaluations` 1: give an integer of 2 or"),
         (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, form="back"), "`form` back: give one of"),
-        (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, size=0), "`size` 0: weights of .* round it off"),
+        (
+            lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, size=0),
+            "`size` 0: lost to rounding beside weights of",
+        ),
         (
             lambda: gradient_from_losses(LOSS, LOSS.point.float(), evaluations=9, size=1e-8),
-            "`size` 1e-08: weights of .* round it off in torch.float32; give one > .*e-0[78]",
+            "`size` 1e-08: lost to rounding beside weights of .* in torch.float32; give one > .*e-0[78]",
         ),
         (
             lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, perturbations="normal"),
@@ -426,7 +432,7 @@ PART = RankTwo(LOSS.vector, LOSS.product)
         ),
         (
             lambda: gradient_from_losses(lambda w: w, LOSS.point, evaluations=9),
-            r"`loss` returns a tensor of shape \(3,\)",
+            r"`loss` returned a tensor of shape \(3,\)",
         ),
         (
             lambda: gradient_from_losses(lambda w: w.sum().log(), -LOSS.point.abs(), evaluations=9),
@@ -477,7 +483,9 @@ def test_weights_and_vectors_that_are_no_usable_numbers(scale):
 def test_a_second_order_part_of_another_type():
     w = torch.ones(4, dtype=torch.float64)
     part = spectra.RankTwo(w.float(), w.float())
-    with pytest.raises(SpectraError, match=r"`second_order` of torch.float32: give it as the weights are"):
+    with pytest.raises(
+        SpectraError, match=r"`second_order` of torch.float32: give it in torch.float64, like the weights"
+    ):
         spectra.gradient_from_losses(lambda x: float(x @ x), w, evaluations=9, form="forward", second_order=part)
     with pytest.raises(SpectraError, match=r"`image` of torch.float64"):
         spectra.RankTwo(w.float(), w)

@@ -1,1 +1,1 @@
-"""Methods of linear algebra. Each sees a symmetric operator and a random generator, and knows nothing of networks."""
+"""Iterative and dense methods of linear algebra for symmetric operators; none of them depends on neural networks."""

@@ -1,7 +1,7 @@
-"""Eigenpairs and spectra of all diagonal blocks of a matrix at once: they advance together, one joint product a step.
+"""Eigenpairs and spectral measures of all diagonal blocks of a matrix at once, with one joint product per step.
 
-For disjoint sets of indices, D = diag(A_11, ..., A_LL) multiplies each part of a vector by the block that it belongs
-to. The runs of the blocks, each in vectors of its own length, lie side by side in the vectors that D multiplies.
+For disjoint sets of indices, the matrix D = diag(A_11, ..., A_LL) multiplies each part of a vector by its block. The
+vectors of the blocks' runs are placed side by side in one vector, so that a product with D advances all runs.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from spectra.krylov.reverse_communication import serve_together
 from spectra.operator import SymmetricOperator, Wrapper, checkpointed, placed, refuse_other_dtype
 from spectra.vectors import full_tensor, without_autocast
 
-EACH = 3  # vectors (n,) that a column of a product holds: what is multiplied, its image, and both on their way
+EACH = 3  # vectors (n,) in memory for each column of a product: the input, its product, and copies of both
 
 
 @dataclass
 class BlockDiagonal(Wrapper):
     """The block-diagonal matrix D of a matrix A, for disjoint `blocks` of indices (n_l,); rows in no block are zero.
 
-    A product takes one product of A for each block in which the vector is not zero, many in one call. Vectors are whole
-    on every process, as those of blocks are too small to shard.
+    A product with D takes one product with A for each block in which the vector is not zero, several in one call.
+    Vectors are not sharded, because those of single blocks are small.
     """
 
     blocks: Sequence[Tensor]
 
     @property
     def mesh(self) -> None:
-        """None: vectors are not sharded."""
+        """Always None, because vectors are not sharded."""
         return None
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -61,14 +61,14 @@ class BlockDiagonal(Wrapper):
         return products.view_as(vectors)
 
     def not_zero(self, vectors: Tensor) -> list[tuple[int, int]]:
-        """The pairs (block, column) of `vectors` (n, k) that are not zero."""
+        """The pairs (block, column) for which `vectors` (n, k) have entries that are not zero."""
         held = torch.stack([vectors[block].any(dim=0) for block in self.blocks])
         return [(block, j) for block, j in held.nonzero().tolist()]
 
 
 @dataclass
 class Block(Wrapper):
-    """The shape, dtype and device of one diagonal block, for a method whose products come from elsewhere."""
+    """The shape, dtype and device of one diagonal block, for a method that gets its products from elsewhere."""
 
     size: int
 
@@ -90,18 +90,18 @@ def block_eigenpairs(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> list[Eigenpairs]:
-    """Compute the `k` eigenpairs of every diagonal block at an end of its spectrum; blocks of fewer rows have fewer.
+    """Compute `k` extremal eigenpairs of every diagonal block, or all eigenpairs of a block with fewer rows.
 
-    Every block is solved as `eigenpairs` would, with residuals, restarts, and the search for missed pairs.
+    Every block is solved as by `eigenpairs`, with residuals, restarts, and the search for missed pairs.
 
     Args:
         operator: the BlockDiagonal of the blocks.
         blocks: the indices (n_l,) of each block.
-        k: the number of eigenpairs a block.
+        k: the number of eigenpairs per block.
         which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
         tolerance: the relative residual of a converged pair.
         generator: a CPU generator.
-        max_products: the largest number of products a block.
+        max_products: the largest number of products per block.
         progress: called after each joint product.
     """
     basis = basis_of(operator, k)
@@ -126,7 +126,7 @@ def block_eigenpairs(
 def block_products(
     operator: SymmetricOperator, blocks: Sequence[Tensor], vectors: dict[int, Tensor]
 ) -> dict[int, Tensor]:
-    """Multiply blocks, by their number, with vectors (n_l,) or (n_l, j), in one call."""
+    """Multiply blocks by vectors (n_l,) or (n_l, j), given by the index of the block, in one joint product."""
     width = max(v.shape[1] if v.ndim == 2 else 1 for v in vectors.values())
     rows = torch.zeros(width, operator.shape[0], dtype=operator.dtype, device=operator.device)
     for i, given in vectors.items():
@@ -149,16 +149,16 @@ def block_measures(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> list[SpectralMeasure]:
-    """Compute the spectral measure of every block beside its converged `known` pairs.
+    """Compute the spectral measure of every block, with its converged `known` pairs deflated.
 
     Args:
         operator: the BlockDiagonal of the blocks.
         blocks: the indices (n_l,) of each block.
-        known: eigenpairs of each block, or nothing.
-        probes: the number of quadratures a block. All blocks take one at a time.
-        steps: the number of nodes of a quadrature.
+        known: eigenpairs of each block, or an empty sequence.
+        probes: the number of random vectors per block. All blocks advance together, one vector at a time.
+        steps: the number of Lanczos steps for each vector.
         generator: a CPU generator.
-        max_products: the largest number of products a block; where it ends early, the probes made so far are returned.
+        max_products: the largest number of products per block; if it is reached, the probes so far are returned.
         progress: called after each probe.
     """
     places = [Block(operator, len(block)) for block in blocks]
@@ -168,7 +168,7 @@ def block_measures(
     limit = probes * steps if max_products is None else max_products
 
     def probe(steps: int) -> list[tuple[Tensor, Tensor]]:
-        """Nodes and weights of every block that is not wholly known."""
+        """Nodes and weights of every block with unknown eigenvalues."""
         own, states = streams(generator, len(blocks)), {}
         for i in unknown:
             how = {"known": pairs[i], "rows": steps + 1, "place": basis.device}
@@ -206,12 +206,12 @@ def take_steps(states: dict[int, Lanczos], operator: SymmetricOperator, blocks: 
 
 
 def streams(generator: torch.Generator, count: int) -> list[torch.Generator]:
-    """One generator for each block, so that what one block draws does not depend on the others."""
+    """Make one generator for each block, so that the numbers drawn for one block do not depend on the others."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return [torch.Generator().manual_seed(seed + i) for i in range(count)]
 
 
 def converged(pairs: Eigenpairs) -> tuple[Tensor, Tensor]:
-    """Values (k,) and vectors (k, n) of the pairs whose residuals are small relative to their values."""
+    """Values (k,) and vectors (k, n) of the pairs with small residuals relative to their values."""
     good = pairs.residuals <= CONVERGED * pairs.values.abs()
     return pairs.values[good], pairs.vectors[good]

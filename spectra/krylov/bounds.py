@@ -10,7 +10,7 @@ from torch import Tensor
 from spectra.operator import SymmetricOperator
 from spectra.vectors import sum_pieces
 
-FAILURE = 0.01  # probability that the bound on what was missed does not hold
+FAILURE = 0.01  # probability that the bound on missed eigenvalues does not hold
 
 
 def true_residuals(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Tensor:
@@ -29,19 +29,17 @@ def residual_norms(images: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
 
 
 def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tuple[float, float]:
-    """Bounds of the spectrum from one Lanczos run with a random start.
+    """Bound the spectrum from one Lanczos run with a random start, with probability 0.99 for all steps together.
 
-    They hold with probability 0.99 for all steps together.
-
-    Of a random unit vector the part along the eigenvector of the largest eigenvalue has a square of at least `seen`,
-    with probability 0.995 (van Dorsselaer, Hochstenbach, van der Vorst 2000). At most 1 / sum of p_j(x)^2 of the start
-    lies beyond some x outside the Ritz values, for the orthonormal polynomials p_j of degrees 0 to m (Chebyshev,
-    Markov, Stieltjes: Szego 1939, section 3.41). Where that is less than `seen` there is no eigenvalue beyond x. An
-    exhausted Krylov space, of coupling 0, has seen all eigenvalues.
+    The component of a random unit vector along the eigenvector of the largest eigenvalue has a square of at least
+    `seen`, with probability 0.995 (van Dorsselaer, Hochstenbach, van der Vorst 2000). For an x outside the Ritz values
+    and the orthonormal polynomials p_j of degrees 0 to m, the share of the start vector beyond x is at most
+    1 / sum of p_j(x)^2 (Chebyshev, Markov, Stieltjes: Szego 1939, section 3.41). If that is less than `seen`, there is
+    no eigenvalue beyond x. If the Krylov space is exhausted (coupling 0), the Ritz values contain all eigenvalues.
 
     Args:
         projected: the Jacobi matrix T (m, m) of the run.
-        coupling: the next coupling, 0 where the Krylov space is exhausted.
+        coupling: the next off-diagonal entry of T; 0 if the Krylov space is exhausted.
         dimension: the dimension of the space.
 
     Returns:
@@ -51,16 +49,14 @@ def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tup
     low, high = values[0].item(), values[-1].item()
     if coupling == 0 or len(projected) >= dimension:
         return low, high
-    # Nowhere is the density of one part of a random unit vector above sqrt((dimension - 1) / 2 pi).
+    # The density of one component of a random unit vector is at most sqrt((dimension - 1) / 2 pi).
     seen = math.pi * FAILURE**2 / (8 * (dimension - 1))
     diagonal, couplings = projected.diagonal().tolist(), [*projected.diagonal(1).tolist(), coupling]
     return -beyond(-low, [-x for x in diagonal], couplings, seen), beyond(high, diagonal, couplings, seen)
 
 
 def beyond(largest: float, diagonal: list[float], couplings: list[float], seen: float) -> float:
-    """The smallest x from the `largest` Ritz value on beyond which there is no eigenvalue, to a thousandth of its
-    distance.
-    """
+    """The smallest x above the `largest` Ritz value with no eigenvalue beyond it, to 0.1 % of their distance."""
     lower, step = largest, max(couplings)
     while not nothing_beyond(upper := largest + step, diagonal, couplings, seen):
         lower, step = upper, 2 * step
@@ -83,8 +79,8 @@ def nothing_beyond(x: float, diagonal: list[float], couplings: list[float], seen
 def kato_temple(values: Tensor, residuals: Tensor, ritz: Tensor, uncertain: Tensor | float = 0.0) -> Tensor:
     """The error estimates residual^2 / gap (k,), where they are smaller than the residuals (Kato 1949, Temple 1928).
 
-    They are estimates: the gap is to the other Ritz values, which stand in for the rest of the spectrum. Those may be
-    off by as much as is `uncertain`.
+    They are estimates, because the gap is measured to the other Ritz values instead of the other eigenvalues. These
+    values may be wrong by `uncertain`.
     """
     distance = (ritz[None, :] - values[:, None]).abs()
     own = distance.argmin(dim=1, keepdim=True)

@@ -1,10 +1,10 @@
 """Conjugate gradients for one right-hand side (Hestenes, Stiefel 1952), stopped at negative curvature (Steihaug 1983).
 
-With x = 0, r = b and d = b in the beginning, a step is
+Starting from x = 0, r = b and d = b, each step is
 
-    x += a d,  r -= a A d,  d = r + (r'r / what r'r was) d,  a = r'r / d'A d,
+    a = r'r / d'A d,  x += a d,  r -= a A d,  d = r + (r'r / previous r'r) d
 
-for a positive definite matrix A. Where d'A d <= 0 the matrix is not positive definite, and no step along d is defined.
+for a positive definite matrix A. If d'A d <= 0, the matrix is not positive definite, and no step along d is defined.
 SciPy's `cg` works on NumPy arrays on the CPU; this one works on any device and on shards, and returns d.
 """
 
@@ -19,12 +19,12 @@ from torch import Tensor
 from spectra.krylov.reverse_communication import ReverseCommunication
 from spectra.vectors import dot, local, norm
 
-FLAT = 10  # eps |A|, below which curvature is the rounding of products, as below it residuals of eigenpairs are
+FLAT = 10  # times eps |A|: a smaller curvature is rounding error, like a smaller residual of an eigenpair
 
 
 @dataclass(frozen=True)
 class Iterate:
-    """Where an iteration has ended, and the direction of negative curvature that ended it, if one did."""
+    """The last iterate, and the direction of negative curvature at which the iteration stopped, if any."""
 
     x: Tensor  # (n,)
     direction: Tensor | None = None  # d (n,), of norm 1
@@ -32,9 +32,9 @@ class Iterate:
 
 
 def conjugate_gradients(b: Tensor, target: float, most: int) -> ReverseCommunication:
-    """Solve A x = b (n,) until |r| <= target, by `most` products at most, and return an Iterate.
+    """Solve A x = b (n,) until |r| <= target, by at most `most` products, and return an Iterate.
 
-    The iteration also ends, without a direction, where curvature is no more than rounding: A is singular along d.
+    The iteration also stops, without a direction, if the curvature is rounding error: A is then singular along d.
     """
     x, r, d = torch.zeros_like(b), b.clone(), b.clone()
     square, largest, eps = dot(r, r), 0.0, torch.finfo(b.dtype).eps

@@ -1,11 +1,11 @@
-"""Traces and diagonals from products of lower precision, whose noise is estimated and taken out by a few in ieee.
+"""Traces and diagonals from products of lower precision, corrected by a few products in full precision.
 
     tr A = tr A_low + E w'(A w - A_low w),    diag A = diag A_low + E w o (A w - A_low w),    w of random signs
 
-A difference of two products of one vector varies by the noise alone, so a few are enough (two levels of Monte Carlo:
-Giles 2008). The mean of these is added, so that the answer has no bias of first order, and its standard error goes into
-the stated one. Where an operator has others for measurements alone (`only_measured`), the answer stays as it is, and
-the mean goes into the error too.
+The difference of the two products of one vector varies with the noise alone, so a few differences are enough (two-level
+Monte Carlo: Giles 2008). Their mean is added to the estimate, which removes its bias of first order, and their standard
+error is added to its standard error. If an operator has more precise products for measurements only (`only_measured`),
+the estimate is not changed, and the mean is added to the standard error too.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from spectra.product_checks import noise_of
 from spectra.vectors import dot, map_shards, norm
 
 FEWEST, MOST = 8, 64  # differences
-ROUNDINGS = 1e4  # times epsilon: far above what sums of a product are rounded by
-SHARE = 0.9  # of the error that is asked for, for the method; sqrt(1 - SHARE^2) is left for the differences
+ROUNDINGS = 1e4  # times eps: far above the rounding of the sums in a product
+SHARE = 0.9  # of the requested error is left to the method, and sqrt(1 - SHARE^2) to the differences
 
 
-def with_correction(method: Callable[..., TraceEstimate], of_a_basis: float = 0.0) -> Callable[..., TraceEstimate]:
-    """Wrap a trace estimator, so that what it finds by products of lower precision is corrected by some in ieee.
+def with_correction(method: Callable[..., TraceEstimate], basis_share: float = 0.0) -> Callable[..., TraceEstimate]:
+    """Wrap a trace estimator: correct its estimate from products of lower precision by a few in full precision.
 
     Args:
         method: the estimator.
-        of_a_basis: the share of its products that are of an orthonormal basis. Their noise, of products that are only
-            measured, need not be that of random vectors: each counts with the largest that was seen.
+        basis_share: the share of its products that multiply an orthonormal basis. Their noise may differ from that of
+            random vectors; if the noise is only measured, each of these counts with the largest noise seen.
     """
 
     def estimate(
@@ -68,7 +68,7 @@ def with_correction(method: Callable[..., TraceEstimate], of_a_basis: float = 0.
         found = method(counted, rtol=SHARE * rtol, generator=generator, max_products=left, **options)
 
         whole = found.standard_error == 0 and found.products >= counted.shape[0]
-        if only_measured(operator) and whole:  # a sum over a basis, each vector of which has an error of its own
+        if only_measured(operator) and whole:  # a sum over a basis, in which every vector has its own error
             return compared(found, counted, rtol, max_products)
 
         def enough(samples: list[float]) -> bool:
@@ -86,7 +86,7 @@ def with_correction(method: Callable[..., TraceEstimate], of_a_basis: float = 0.
         value, error = found.value + mean(samples), math.hypot(found.standard_error, student(samples))
         met = found.converged and len(samples) >= min(FEWEST, MOST) and (bool(options.get("probes")) or enough(samples))
         if only_measured(operator):
-            vectors = of_a_basis * found.products + (len(operator.basis) if isinstance(operator, Deflated) else 0)
+            vectors = basis_share * found.products + (len(operator.basis) if isinstance(operator, Deflated) else 0)
             bias = abs(mean(samples)) + student(samples) + vectors * noise_of(operator, generator).norm
             value, error = found.value, math.hypot(found.standard_error, bias)
             met &= bool(options.get("probes")) or error <= rtol * abs(value)
@@ -96,10 +96,10 @@ def with_correction(method: Callable[..., TraceEstimate], of_a_basis: float = 0.
 
 
 def compared(found: TraceEstimate, counted: Counting, rtol: float, max_products: int | None) -> TraceEstimate:
-    """A trace over a whole basis, with its distance from that by the reference as its error, plus the rounding.
+    """Set the error of a trace over a whole basis to its distance from the trace of the reference, plus rounding.
 
-    Samples would not do: where one vector crosses a kink of the loss, its difference alone may be off by more than
-    all the others. The error is infinite where `max_products` leave too few.
+    Random samples are not enough: a single vector that crosses a kink of the loss may have a larger error than all
+    others together. The error is infinite if `max_products` leaves fewer than n products.
     """
     if max_products is not None and counted.products + counted.shape[0] > max_products:
         return replace(found, standard_error=math.inf, products=counted.products, converged=False)
@@ -110,22 +110,22 @@ def compared(found: TraceEstimate, counted: Counting, rtol: float, max_products:
 
 
 def differences(operator: SymmetricOperator, count: int, generator: torch.Generator) -> list[float]:
-    """Samples w'(A w - A_low w), as many as `count`."""
+    """Draw `count` samples of w'(A w - A_low w)."""
     return [dot(w, difference(operator, w)) for w in random_signs(operator, count, generator)]
 
 
 def difference(operator: SymmetricOperator, vector: Tensor) -> Tensor:
-    """The product in ieee, or of the reference, less that of lower precision."""
+    """The product in full precision, or of the reference, minus the product of lower precision."""
     return (reference(operator) @ vector) - (operator @ vector)
 
 
 def student(samples: list[float]) -> float:
-    """The standard error of the mean of few samples, larger by about what Student's t is than the normal quantile."""
+    """The standard error of the mean of few samples, times about the ratio of Student's t to the normal quantile."""
     return standard_error(samples) * (1 + 1.5 / max(len(samples) - 1, 1))
 
 
 def with_corrected_diagonal(method: Callable[..., DiagonalEstimate]) -> Callable[..., DiagonalEstimate]:
-    """Wrap an estimator of the diagonal in the same way."""
+    """Wrap an estimator of the diagonal: correct its estimate as `with_correction` corrects a trace."""
 
     def estimate(
         operator: SymmetricOperator,
@@ -165,7 +165,7 @@ def with_corrected_diagonal(method: Callable[..., DiagonalEstimate]) -> Callable
 
 
 def added(found: DiagonalEstimate, correction: Tensor, reads: Tensor) -> DiagonalEstimate:
-    """The estimate with a correction (n,) of its diagonal, the mean of some whose sums are the `reads` (r, m)."""
+    """Add a mean `correction` (n,) to an estimate; `reads` (r, m) are the sums over each of the r samples of it."""
     few = 1 + 1.5 / (len(reads) - 1)
     shift = reads.mean(dim=0)
     without = (reads.sum(dim=0) - reads) / (len(reads) - 1)
@@ -182,11 +182,12 @@ def added(found: DiagonalEstimate, correction: Tensor, reads: Tensor) -> Diagona
 
 
 def with_unsteadiness(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
-    """Wrap a trace estimator: its standard error holds the noise that products in ieee have all the same.
+    """Wrap a trace estimator: add the noise that products have even in full precision to its standard error.
 
-    A function that computes in float32, or that draws random numbers, has products that are off. Vectors of a basis
-    show no spread that tells of it. A product Av is off by `unsteady` |Av|, which is |A|_F on average for a random v,
-    and a trace by as much, if the errors of the entries of its diagonal add up. That takes one more product.
+    The products of a function that computes in float32, or that draws random numbers, are noisy, and products with the
+    vectors of a basis do not show it. The error of a product Av is `unsteady` |Av|, where |Av| is about |A|_F for a
+    random v. The trace has an error of that size if the errors of the diagonal entries add up. Measuring |Av| takes one
+    more product.
     """
 
     def estimate(

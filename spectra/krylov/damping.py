@@ -14,7 +14,7 @@ from spectra.given_operator import as_operator
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.krylov.results import Progress
 
-CONDITION = 1e4  # of A + damping I: CG then takes some hundreds of products at most
+CONDITION = 1e4  # of A + damping I: CG then takes at most some hundreds of products
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Damping:
         value: the damping; with it, the condition number of A + damping I is at most the one asked for.
         necessary: max(0, error - lowest): any damping above it makes the matrix positive definite.
         lowest: the lowest eigenvalue found.
-        error: its residual, and how far below it the search for missed eigenvalues cannot exclude another.
+        error: how far below `lowest` the true lowest eigenvalue may be: the residual, or more if the search for missed
+            eigenvalues does not exclude a lower one.
         highest: the highest eigenvalue found, plus its residual.
         condition: the condition number of A + value I.
         products: the number of matrix-vector products.
         converged: whether both eigenvalues have met the tolerance.
-        complete: whether the search excludes a lower eigenvalue, with probability 0.99; None where there was no search.
+        complete: whether the search excludes missed eigenvalues, with probability 0.99; None without a search.
     """
 
     value: float
@@ -75,7 +76,7 @@ def damping_for(
         progress: a function that is called after each test of convergence, with the products so far.
 
     Returns:
-        A `Damping`; its numbers are nan where products are not finite, or too few to find both ends of the spectrum.
+        A `Damping`; its numbers are nan if products are not finite, or too few to find both ends of the spectrum.
 
     Raises:
         ArgumentError: an argument is wrong; it is a SpectraError and a ValueError.

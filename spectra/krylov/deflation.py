@@ -1,4 +1,4 @@
-"""Eigenpairs that an earlier run has saved: each is verified by a product, then projected out."""
+"""Deflation of eigenpairs saved by an earlier run: each is verified by one product, then projected out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from spectra.krylov.results import Eigenpairs, TraceEstimate, as_cpu_float64
 from spectra.operator import Deflated, SymmetricOperator, find_on, in_ieee, only_measured, placed
 from spectra.vectors import map_shards, orthonormal, row_dots
 
-CONVERGED = 1e-3  # relative residual of a pair that may be projected out; its square enters what is measured
+CONVERGED = 1e-3  # largest relative residual of a pair that is projected out; the error is of the order of its square
 
 
 def known_pairs(
     operator: SymmetricOperator, values: Tensor, vectors: Tensor, residuals: Tensor, most: int | None = None
 ) -> Eigenpairs | None:
-    """The converged ones of stored eigenpairs, verified by one product each; None where they are not this matrix's.
+    """Verify the converged pairs among stored eigenpairs, by one product each; None if they are not this matrix's.
 
-    The values returned are u'Au of vectors that are made orthonormal here, and the residuals are |Au - (u'Au) u|. Pairs
-    whose stored residuals are no longer true belong to another matrix.
+    The vectors are orthonormalised. The returned values are u'Au, and the returned residuals |Au - (u'Au) u|. A pair
+    with a residual above the stored one belongs to another matrix.
 
     Args:
         operator: the matrix (n, n).
@@ -57,9 +57,9 @@ def known_pairs(
 
 
 def with_deflation(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
-    """Wrap a trace estimator, so that it estimates only what known pairs leave, and adds their eigenvalues.
+    """Wrap a trace estimator: deflate known eigenpairs, and add their eigenvalues to the estimate of the rest.
 
-    For P = I - U'U, tr A = sum of u_i'A u_i + tr PAP, for any orthonormal U; Ritz values are u_i'A u_i.
+    For any orthonormal U and P = I - U'U, tr A = sum of u_i'A u_i + tr PAP; the known values are u_i'A u_i.
     """
 
     def estimate(operator: SymmetricOperator, known: Eigenpairs | None, **options) -> TraceEstimate:

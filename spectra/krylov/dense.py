@@ -1,4 +1,4 @@
-"""Methods that build the whole matrix, by products with the identity: exact, for some thousands of rows."""
+"""Exact methods that build the dense matrix by products with the identity, for up to some thousands of rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK = 64
 
 
 def columns(operator: SymmetricOperator, progress: Progress | None = None):
-    """Yield blocks of columns of the matrix: the first column's number, and (n, block), on the CPU in float64."""
+    """Yield the index of a first column, and a block of columns (n, width) from there on, in float64 on the CPU."""
     n = operator.shape[0]
     refuse_dense(n)
     for first in range(0, n, BLOCK):
@@ -31,7 +31,7 @@ def columns(operator: SymmetricOperator, progress: Progress | None = None):
 
 
 def dense_matrix(operator: SymmetricOperator, progress: Progress | None = None) -> Tensor:
-    """The matrix (n, n) in float64, by n products: symmetric up to their rounding."""
+    """Compute the dense matrix (n, n) in float64, by n products; it is symmetric up to rounding."""
     return torch.cat([block for _, block in columns(operator, progress)], dim=1)
 
 
@@ -49,8 +49,8 @@ def dense_eigenpairs(
 ) -> Eigenpairs:
     """Compute `k` eigenpairs of the dense matrix's symmetric part, by n products.
 
-    A matrix of lower precision is built in ieee. The residuals are those of the matrix before it is made symmetric, so
-    that the rounding of products shows in them.
+    All products are in full precision. The residuals are those of the matrix before it is made symmetric, so that they
+    include the rounding of products.
 
     Args:
         operator: the matrix (n, n).

@@ -1,12 +1,12 @@
-"""Estimates of the diagonal of a matrix, and of sums over parts of it, by random signs.
+"""Estimates of the diagonal of a matrix, and of sums over parts of it, by random sign vectors.
 
-For w of random signs E w o (A w) = diag A, o taking entries one by one (Bekas, Kokiopoulou, Saad 2007). XDiag (Epperly,
-Tropp, Webber 2024) takes it exactly on the range Q of a sketch A W and leaves only the rest to signs. For a symmetric
-matrix, with P = I - QQ',
+For a vector w of random signs, E w o (A w) = diag A, with o the entrywise product (Bekas, Kokiopoulou, Saad 2007).
+XDiag (Epperly, Tropp, Webber 2024) computes the diagonal exactly on the range Q of a sketch A W, and estimates only the
+rest. For a symmetric matrix, with P = I - QQ',
 
     diag A = 2 diag QQ'A - diag QQ'AQQ' + diag PAP,
 
-whose last term is small on both sides. Each test vector in turn, left out of Q, stands for it: unbiased, as XTrace is.
+where the last term is small. Each test vector in turn is left out of Q and estimates it, without bias as in XTrace.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed
 from spectra.vectors import local, map_shards, without_autocast
 from spectra.wording import outline
 
-EACH = 5  # vectors that a sample holds at its peak
-GROUPS = 16  # of the jackknife: each is a vector (n,) while it is made
-SLICE, WIDE_SLICE = 2**11, 2**18  # entries that are combined at a time: in a processor's cache, or to fill a GPU
+EACH = 5  # vectors in memory for each sample, at the peak
+GROUPS = 16  # of the jackknife; each takes the memory of one vector (n,)
+SLICE, WIDE_SLICE = 2**11, 2**18  # entries that are combined at a time: to fit the cache of a CPU, or to fill a GPU
 
 
-Sums = Callable[[Tensor], Tensor]  # of a diagonal (n,): linear, with weights >= 0; (m,), float64 on the CPU
-Enough = Callable[[Tensor, Tensor], bool]  # whether sums (m,) with these standard errors (m,) will do
+Sums = Callable[[Tensor], Tensor]  # linear sums with weights >= 0 over a diagonal (n,): (m,), float64 on the CPU
+Enough = Callable[[Tensor, Tensor], bool]  # whether sums (m,) with these standard errors (m,) are precise enough
 
 
 @dataclass(frozen=True)
 class DiagonalEstimate:
     """An estimate of diag A with standard errors, and of sums over parts of it.
 
-    `replicates` are the values of the sums as each probe, or group of probes, is left out: from them the error of any
-    function of the sums follows (the jackknife). There are none where the estimate is exact.
+    `replicates` are the values of the sums with each probe, or group of probes, left out; the jackknife computes from
+    them the error of any function of the sums. There are none if the estimate is exact.
     """
 
     values: Tensor  # (n,)
@@ -70,7 +70,7 @@ class DiagonalEstimate:
 
 
 def estimate(operator: Counting, values: Tensor, errors: Tensor, sums: Sums, replicates: Tensor) -> dict:
-    """The fields that every way of estimation fills alike."""
+    """The fields of a `DiagonalEstimate` that every estimator fills in the same way."""
     rounding = torch.finfo(operator.dtype).eps * sums(values.abs())
     parts = {"values": values, "standard_errors": errors, "sums": sums(values), "replicates": replicates}
     return parts | {"rounding": rounding, "products": operator.products}
@@ -86,11 +86,11 @@ def xdiag(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> DiagonalEstimate:
-    """Estimate the diagonal by XDiag, until its sums are known well `enough`.
+    """Estimate the diagonal by XDiag, until its sums are precise `enough`.
 
-    The sketch has 16 test vectors, of two products each, and grows by half. The diagonal is taken exactly, by n
-    products, where the next stage would take as many. Where the arrays no longer fit memory, signs go on beside the
-    basis found so far; where not even the first would fit, there are signs alone.
+    The sketch starts with 16 test vectors, which take two products each, and grows by half. The diagonal is computed
+    exactly, by n products, if the next stage would take as many. If the sketch no longer fits memory, its basis is
+    deflated and sign vectors estimate the rest; if not even the first sketch fits, sign vectors alone are used.
 
     Args:
         operator: the matrix (n, n).
@@ -104,8 +104,8 @@ def xdiag(
     counted = Counting(operator)
     budget = budgeted(max_products, None)
     vectors = LARGEST // (n * torch.finfo(operator.dtype).bits // 8)
-    largest = max(FEWEST, (vectors - GROUPS) // 4)  # four arrays of them, and the groups'
-    fits = fitting_vectors(operator) >= 4 * FEWEST + GROUPS  # asked once, before a sketch takes any
+    largest = max(FEWEST, (vectors - GROUPS) // 4)  # four arrays of the sketch, and the groups
+    fits = fitting_vectors(operator) >= 4 * FEWEST + GROUPS  # asked before the sketch takes memory
     sketch, found, wanted = Sketch(counted), None, FEWEST
     while True:
         left = budget - counted.products
@@ -118,7 +118,7 @@ def xdiag(
         if found and count == len(sketch.tests):
             return found
         if wanted > largest:
-            known = sketched(sketch, [small(sketch.coordinates(), ())])[0]
+            known = sketched(sketch, [coefficients(sketch.coordinates(), ())])[0]
             rest = Deflated(counted, sketch.basis)
             return sample(counted, rest, known, sums, enough, generator, budget, progress)
         sketch.grow(count, generator)
@@ -131,14 +131,15 @@ def xdiag(
 
 
 def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstimate:
-    """The mean over all test vectors, each left out of Q in turn; errors by leaving out groups of them altogether."""
+    """Estimate the diagonal by the mean over test vectors, each left out of Q in turn, with jackknife errors."""
     q = len(sketch.tests)
     every, groups = sketch.coordinates(), min(q, GROUPS)
     if not every.projected.isfinite().all():
         missing = zero(counted) * math.nan
         return DiagonalEstimate(**estimate(counted, missing, missing, sums, sums(missing)[None]), converged=False)
     left_out = [range(group, q, groups) for group in range(groups)]
-    weights = [small(every, range(q)), *(small(every.without(some), others(q, some)) for some in left_out)]
+    weights = [coefficients(every, range(q))]
+    weights += [coefficients(every.without(some), others(q, some)) for some in left_out]
     rows = sketched(sketch, weights)
     values, without = rows[0], rows[1:]
     errors = map_shards(jackknife_error, without)
@@ -146,11 +147,11 @@ def from_sketch(counted: Counting, sketch: Sketch, sums: Sums) -> DiagonalEstima
     return DiagonalEstimate(**estimate(counted, values, errors, sums, replicates), converged=False)
 
 
-def small(c: Coordinates, tests: Sequence[int]) -> tuple[Tensor, ...]:
-    """M, B, K, E (q, q) and weights (q,) with diag A about sum (M Q - B W) o AQ - (K Q + E W) o Q + weights W o AW.
+def coefficients(c: Coordinates, tests: Sequence[int]) -> tuple[Tensor, ...]:
+    """The matrices M, B, K, E (q, q) and weights (q,) that combine the rows of a sketch to an estimate of diag A.
 
-    By the mean over these test vectors, each left out of Q in turn. Without any it is what Q alone gives:
-    2 diag QQ'A - diag QQ'AQQ'.
+    The estimate sum (M Q - B W) o AQ - (K Q + E W) o Q + weights W o AW is the mean over the `tests`, each left out of
+    Q in turn. Without tests it is the part of Q alone, 2 diag QQ'A - diag QQ'AQQ'.
     """
     inside = torch.eye(len(c.projected)).to(c.projected) - c.removed @ c.removed.T
     beside, across, weights = torch.zeros_like(inside), torch.zeros_like(inside), inside.new_zeros(len(inside))
@@ -169,7 +170,7 @@ def small(c: Coordinates, tests: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def sketched(sketch: Sketch, weights: Sequence[tuple[Tensor, ...]]) -> Tensor:
-    """Diagonals (g, n) from as many sets of `small` matrices, slice by slice: all are read once for all of them."""
+    """Compute diagonals (g, n) from g sets of `coefficients`, slice by slice, so that the sketch is read only once."""
     m, b, k, e, chosen = (torch.stack(some) for some in zip(*weights, strict=True))
 
     def combine(basis: Tensor, images: Tensor, tests: Tensor, products: Tensor) -> Tensor:
@@ -198,7 +199,7 @@ def hutchinson_diagonal(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> DiagonalEstimate:
-    """Estimate the diagonal by the mean of w o (A w) over sign vectors w, until its sums are known well `enough`."""
+    """Estimate the diagonal by the mean of w o (A w) over sign vectors w, until its sums are precise `enough`."""
     counted = Counting(operator)
     return sample(counted, counted, zero(counted), sums, enough, generator, budgeted(max_products, None), progress)
 
@@ -218,12 +219,12 @@ def sample(
     budget: float,
     progress: Progress | None,
 ) -> DiagonalEstimate:
-    """`known` (n,) plus the mean of w o (B w) for the `operator` B, whose products `counted` counts."""
+    """Estimate `known` (n,) plus diag B by the mean of w o (B w), for the `operator` B; `counted` counts products."""
     widest = columns(fitting_vectors(operator), EACH)
     moments, reads = None, []
 
     def draw(count: int) -> tuple[int, Tensor, Tensor, Tensor]:
-        """Their number, the mean, the sum of squares about it, and what each alone comes to."""
+        """Draw samples: their number, mean and sum of squared deviations, and the sums over each of them."""
         signs = random_signs(operator, count, generator)
         each = map_shards(lambda w, image: w * image, signs, (operator @ signs.T).T)
         mean = map_shards(lambda rows: rows.mean(dim=0), each)
@@ -231,7 +232,7 @@ def sample(
         return count, local(mean).cpu(), local(squares).cpu(), torch.stack([sums(row) for row in each])
 
     def here(part: Tensor) -> Tensor:
-        """Of this process's part on the CPU, the vector."""
+        """The vector on its device, from this process's part of it on the CPU."""
         return map_shards(lambda own: part.to(own.device), known)
 
     while True:

@@ -1,4 +1,4 @@
-"""Extremal eigenpairs of a matrix by Lanczos: `spectra.krylov.eigensolver`, served with products."""
+"""Extremal eigenpairs of a matrix by the Lanczos solver of `spectra.krylov.eigensolver`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from spectra.operator import Counting, Shaped, SymmetricOperator, in_ieee
 from spectra.product_checks import noise_of
 from spectra.vectors import without_autocast
 
-FLOOR = 0.3  # of the noise, to which a search by noisy products goes
-FEWEST_TIMES = 5  # as many vectors as pairs are to be found, at least, for noisy products and their polishing
+FLOOR = 0.3  # of the noise: the residual at which a search by noisy products stops
+FEWEST_TIMES = 5  # basis vectors for each wanted pair, at least, for noisy products and their polishing
 LARGEST_BASIS = 300  # vectors; beyond it the projected problems cost more than restarts save
 
 
@@ -65,8 +65,8 @@ def eigenpairs(
         max_products: the largest number of products, by default 1000 + 20 k.
         largest_basis: the number of basis vectors at which the method restarts; a small number is raised to one with
             which restarts cost little. By default 300, or what memory holds, down to k + 3.
-        basis: the memory that holds the basis: device, host (for a matrix on a GPU), or auto, which takes the host's
-            where a quarter of the device's is too little and the host's holds more. Eigenvectors found with a basis on
+        basis: the memory that holds the basis: device, host (for a matrix on a GPU), or auto, which is the host if a
+            quarter of the device's memory is too little and the host's holds more. Eigenvectors found with a basis on
             the host stay there.
         progress: a function that is called after each test of convergence, with the products so far.
 
@@ -113,7 +113,7 @@ def eigenpairs_unchecked(
         return serve_products(search.solve(), exact)
     matrix = Counting(operator)
     noise = noise_of(matrix, generator)
-    noisy = max(1, max_products - k - 2)  # the others check the answer at least
+    noisy = max(1, max_products - k - 2)  # the rest is enough to check the answer
     search = Eigensolver(matrix, k, which, tolerance, generator, noisy, *where, floor=FLOOR * noise.norm)
     pairs = serve_products(search.solve(), matrix)
     if search.state.size == 0 or not search.state.finite:
@@ -122,10 +122,10 @@ def eigenpairs_unchecked(
 
 
 def basis_of(operator: Shaped, k: int, largest: int | None = None, choice: str = "auto") -> Placement:
-    """The place of the basis for k eigenpairs, and the number of its vectors at which the method restarts.
+    """Choose the memory for the basis of k eigenpairs, and the number of its vectors at which the method restarts.
 
-    It is `largest`, or by default what memory holds, at most LARGEST_BASIS. Raises SpectraError where that is too
-    little even for the smallest basis.
+    This number is `largest`, or by default what fits memory, at most LARGEST_BASIS. Raises SpectraError if not even the
+    smallest basis fits.
     """
     n = operator.shape[0]
     k = min(k, n)

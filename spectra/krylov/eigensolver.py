@@ -1,12 +1,12 @@
 """The solver for extremal eigenpairs: Lanczos with thick restarts, and a search for eigenpairs that were missed.
 
 Convergence is tested at every step. One random start sees one copy of a multiple eigenvalue. So once the wanted pairs
-have converged, a fresh random direction is sent into the orthogonal complement of everything searched so far. A missed
-copy lies there whole; and what a few steps from a random start can still overlook is bounded
+have converged, a Lanczos run from a fresh random vector searches the orthogonal complement of the basis. A missed copy
+lies entirely in it, and the eigenvalues that a few steps from a random start may overlook are bounded
 (`spectra.krylov.bounds.complement_bounds`).
 
-A search may begin from given vectors (`starts`), as near to the eigenvectors as they are, and leave out the search of
-the complement (`doubt`), which then excludes nothing (`spectra.krylov.warm_start`).
+A search may start from approximate eigenvectors (`starts`), and may leave out the search of the complement
+(`check_complement`), so that missed pairs are not excluded (`spectra.krylov.warm_start`).
 
 The solver works by reverse communication (`spectra.krylov.reverse_communication`), so several solvers may share one
 product (`spectra.krylov.block_diagonal`).
@@ -31,36 +31,36 @@ from spectra.krylov.reverse_communication import ReverseCommunication
 from spectra.operator import SymmetricOperator
 from spectra.vectors import local, map_shards, norms, on_device, sum_pieces, take_rows
 
-SMALL = 128  # rows; all of them cost less than a doubt whether a copy was missed
-PENDING = 3  # rows of memory beside the basis: two pending directions and what becomes the next
-FEWEST_STEPS = 4  # of a search of the complement; fewer would exclude next to nothing
+SMALL = 128  # rows up to which the basis is extended to the whole space, if missed copies are not excluded otherwise
+PENDING = 3  # rows of memory besides the basis: two pending directions and room for the next
+FEWEST_STEPS = 4  # of a search of the complement; fewer would exclude almost nothing
 
 
 def vectors_held(k: int, capacity: int) -> int:
-    """The number of vectors that a search of k eigenpairs holds at its peak, where the basis has `capacity` of them.
+    """The peak number of vectors in memory in a search for k eigenpairs, with a basis of `capacity` vectors.
 
-    In the end there are the eigenvectors too, and the product that they are checked by.
+    At the end these include the eigenvectors, and the product that checks them.
     """
     return capacity + PENDING + k + 1
 
 
 def usual_products(k: int) -> int:
-    """The number of products that usually do for k eigenpairs."""
+    """The number of products that is usually enough for k eigenpairs."""
     return 20 + 3 * k
 
 
 def usual_basis(k: int) -> int:
-    """The number of basis vectors from which on restarts cost few products, for k eigenpairs."""
+    """The number of basis vectors with which restarts cost few additional products, for k eigenpairs."""
     return 2 * kept_vectors(k) + 20
 
 
 def least_basis(k: int) -> int:
-    """The least number of basis vectors with which restarts work, for k eigenpairs; they then cost many products."""
+    """The smallest number of basis vectors with which restarts work, for k eigenpairs; they then cost many products."""
     return k + 3
 
 
 def kept_vectors(k: int, capacity: int | None = None) -> int:
-    """The number of Ritz vectors that a restart keeps, where the basis holds `capacity` vectors, or enough of them."""
+    """The number of Ritz vectors that a restart keeps, for a basis of `capacity` vectors; None: a large basis."""
     usual = k + math.ceil(k / 2) + 1
     return usual if capacity is None else min(usual, k + max(1, (capacity - k) // 3))
 
@@ -69,21 +69,21 @@ def kept_vectors(k: int, capacity: int | None = None) -> int:
 class Eigensolver:
     """One computation of eigenpairs; `solve` runs it.
 
-    The operator is only asked for its shape, dtype and device. The other fields are the arguments of `eigenpairs`.
+    Of the operator, only shape, dtype and device are used. Fields without a comment are arguments of `eigenpairs`.
     """
 
-    operator: SymmetricOperator  # which is asked for its shape, dtype and place alone
+    operator: SymmetricOperator
     k: int
     which: str
     tolerance: float
     generator: torch.Generator
     max_products: int
-    capacity: int  # vectors of the basis at which it restarts
+    capacity: int  # basis vectors at which the method restarts
     progress: Progress | None
-    place: torch.device | None = None  # whose memory holds the basis; None: the operator's device
-    floor: float = 0.0  # of residuals: where it is above 0, products are noisy, and others measure what is left
-    starts: Tensor | None = None  # (j, n), rows; None: one random vector
-    doubt: Callable[[], bool] = lambda: True  # whether to search the complement, once the wanted pairs have converged
+    place: torch.device | None = None  # the device that holds the basis; None: the operator's device
+    floor: float = 0.0  # smallest residual asked for; above 0 for noisy products, with residuals measured elsewhere
+    starts: Tensor | None = None  # (j, n), start vectors as rows; None: one random vector
+    check_complement: Callable[[], bool] = lambda: True  # whether to search it, once the wanted pairs have converged
     multiple: bool = False  # whether a search of the complement has found a missed copy
     products: int = 0
 
@@ -107,7 +107,7 @@ class Eigensolver:
         return torch.cat(found)
 
     def solve(self) -> ReverseCommunication:
-        """Compute the eigenpairs, and those of their copies that the first search missed."""
+        """Compute the eigenpairs, including copies that the first search missed."""
         pairs = yield from self.search()
         if self.multiple:
             if not self.floor:
@@ -130,7 +130,7 @@ class Eigensolver:
         bounds = searched = None
         while (yield from self.converge()):
             values = self.values[self.wanted()]
-            if not self.doubt() if searched is None else self.unchanged(values, searched):
+            if not self.check_complement() if searched is None else self.unchanged(values, searched):
                 break
             self.multiple |= searched is not None
             searched = values
@@ -142,12 +142,12 @@ class Eigensolver:
 
     @property
     def warm(self) -> bool:
-        """Whether there are starts, and the basis has room for them and a residual of each."""
+        """Whether there are start vectors, and the basis has room for them and a residual of each."""
         room = self.capacity if self.capacity < self.operator.shape[0] else math.inf
         return self.starts is not None and 2 * len(self.starts) <= room and self.max_products > 1
 
     def begin_warm(self) -> ReverseCommunication:
-        """Take the starts into the basis, by products that are made together."""
+        """Add the start vectors to the basis, multiplied several at a time."""
         assert self.starts is not None
         starts = self.starts[: self.max_products - 1]
         self.state = self.begin(self.capacity, start=starts[0])
@@ -163,9 +163,7 @@ class Eigensolver:
             del images
 
     def begin(self, capacity: int, known: tuple[Tensor, Tensor] | None = None, start: Tensor | None = None) -> Lanczos:
-        """A run from a start, by default random, with memory for as many vectors as usually do, or for all that there
-        may be.
-        """
+        """Begin a run from a start vector, by default random, with memory for the usual number of vectors at most."""
         start = random_start(self.operator, self.generator) if start is None else start
         rows = min(capacity, usual_products(self.k)) + PENDING
         return begin(self.operator, start, known=known, rows=rows, capacity=capacity, place=self.place)
@@ -196,28 +194,26 @@ class Eigensolver:
 
     @property
     def full(self) -> bool:
-        """Whether the basis, with pending directions beyond the one that there always is, has reached its capacity."""
+        """Whether the basis, with all pending directions except one, has reached its capacity."""
         return self.state.size + max(0, len(self.state.pending) - 1) >= self.capacity
 
     def extend_until_test(self) -> ReverseCommunication:
-        """Extend by one product before the next test, by more once the eigenproblem of T is no longer cheap."""
+        """Extend the basis up to the next test: by one product, or by more once the eigenproblem of T is not cheap."""
         yield from self.extend(self.state, self.most_needed())
         for _ in range(min(self.state.size // 50, self.capacity - self.state.size)):
             if len(self.state.pending) == 1 and not self.out_of_budget():
                 yield from self.extend(self.state)
 
     def search_complement(self) -> ReverseCommunication:
-        """Bound the matrix on the complement of the basis, with probability 0.99.
+        """Bound the matrix on the complement of the basis, with probability 0.99, unless a better pair is found.
 
-        Stop as soon as a better pair is found.
-
-        Where the complement is no larger than the search, or is all pending, it is taken into the basis whole. Else a
-        Lanczos run of its own goes through the complement, pending directions included: directions that rounding made
-        pending lean towards a missed copy.
+        A small complement, or one spanned by pending directions, is added to the basis. Otherwise a separate Lanczos
+        run searches the complement, including pending directions: those that came from rounding lean towards a missed
+        copy.
 
         Returns:
-            The bounds (lower, upper); None where the budget or the complement is empty, a better pair was found, or
-            memory has no room for a search.
+            The bounds (lower, upper); None if the budget ended or nothing is left to search, a better pair was found,
+            or memory has no room for a search.
         """
         steps = max(16, self.state.size // 4)
         if self.capacity < min(self.state.size + steps, self.state.dimension):
@@ -251,20 +247,19 @@ class Eigensolver:
         return bounds
 
     def finish(self) -> ReverseCommunication:
-        """Take the rest of the space into the basis."""
+        """Extend the basis to the whole space."""
         while not self.spans_space and not self.out_of_budget():
             if not len(self.state.pending):
                 self.state.start(random_start(self.operator, self.generator))
             yield from self.extend(self.state)
 
     def validate(self, pairs: Eigenpairs) -> ReverseCommunication:
-        """Look for further copies, once one was missed, by new runs on the complement of the pairs (McCombs,
-        Stathopoulos 2006).
+        """Search for further missed copies by new runs on the complement of the pairs (McCombs, Stathopoulos 2006).
 
-        Of several copies one may lie half inside the basis and half outside, where a search of the complement is blind.
+        One of several copies may lie partly inside the basis, where a search of the basis' complement does not find it.
 
         Returns:
-            The pairs, with those that had been missed; `complete` is False where the budget ended first.
+            The pairs, including those that had been missed; `complete` is False if the budget ended first.
         """
         while pairs.converged and not self.spans_space:
             values, vectors = yield from self.complement_pairs(pairs)
@@ -288,17 +283,15 @@ class Eigensolver:
                 values=everything[best],
                 vectors=take_rows(torch.cat([pairs.vectors, vectors]), best),
                 residuals=residuals,
-                error_estimates=residuals,  # what is next to a multiple eigenvalue is a copy: no gap to use
+                error_estimates=residuals,  # the neighbour of a multiple eigenvalue is a copy, so there is no gap
                 converged=bool((residuals <= self.allowed(everything[best])).all()),
             )
         return pairs
 
     def complement_pairs(self, pairs: Eigenpairs) -> ReverseCommunication:
-        """Find converged pairs orthogonal to those given, the most wanted first.
+        """Find converged pairs orthogonal to those given, the most wanted first; values are None if the budget ends.
 
-        None in place of values where the budget ends.
-
-        The run is kept orthogonal by Gram-Schmidt, not by `Deflated`, whose zero eigenvalues may themselves be wanted.
+        The run is orthogonalised against the given vectors. `Deflated` would add zero eigenvalues, which may be wanted.
         """
         run = self.begin(self.capacity - self.k, known=(pairs.values, pairs.vectors))
         size = 2 if self.which == "BE" else 1
@@ -324,7 +317,7 @@ class Eigensolver:
         return select(self.values, self.k, self.which)
 
     def wanted_converged(self) -> bool:
-        """Update the Ritz pairs, and tell whether all wanted ones have converged."""
+        """Update the Ritz pairs, and return whether all wanted ones have converged."""
         if self.state.size == 0:
             return False
         self.values, self.coordinates, self.residuals = self.state.ritz()
@@ -341,7 +334,7 @@ class Eigensolver:
         if self.state.size == 0 or len(self.state.pending) == 1:
             return -1
         held = self.state.coupling @ self.coordinates[:, self.wanted()]
-        if self.warm and held.any():  # there is one for each start: turn them, so that one holds most
+        if self.warm and held.any():  # each start has a pending direction: rotate them, so that one holds most
             self.state.align(torch.linalg.svd(held).U[:, 0])
             return -1
         return int(held.square().sum(dim=1).argmax())
@@ -357,7 +350,7 @@ class Eigensolver:
         return are_outside(self.values[self.wanted()], bounds, self.which)
 
     def out_of_budget(self, reserve: int = 1) -> bool:
-        """Whether a product was not finite, or at most `reserve` products are left; one serves to check the answer."""
+        """Whether a product was not finite, or at most `reserve` products are left; one is kept to check the answer."""
         return not self.state.finite or self.products + reserve >= self.max_products
 
     def report(self) -> None:
@@ -404,9 +397,9 @@ class Eigensolver:
         )
 
     def relation_error(self, values: Tensor, coordinates: Tensor, vectors: Tensor) -> ReverseCommunication:
-        """The violation |A V's - V'T s - Q'C s| of the Lanczos relation, for all wanted pairs together, by one product.
+        """Measure the violation |A V's - V'T s - Q'C s| of the Lanczos relation, for all wanted pairs by one product.
 
-        For random signs g the expected square of |E S g| is the sum of the squares of |E s_i|.
+        For random signs g, the expected square of |E S g| is the sum of the squares of |E s_i|.
         """
         signs = 2.0 * torch.randint(2, (len(values),), generator=self.generator) - 1
         outside = self.state.coupling @ coordinates @ signs.double()

@@ -1,7 +1,7 @@
-"""Spectra of N equal diagonal blocks at once: D = diag(A_1, ..., A_N), each block of d rows.
+"""Spectra of N diagonal blocks of equal size at once: D = diag(A_1, ..., A_N), where each block has d rows.
 
-One product of D has the products of all blocks. So d products give every matrix whole, and a step of Lanczos, a sample
-of Hutchinson's or a check costs one product for all.
+One product with D multiplies all blocks. So d products give every block as a dense matrix, and a Lanczos step, a sample
+of the trace, or a check costs one product for all blocks.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from spectra.vectors import full_tensor, without_autocast
 from spectra.wording import counted
 
 EXAMPLES = 256  # matrices that are decomposed together
-LARGEST_MEASURE = 10_000  # eigenvalues that stand in a result
-DENSE_TRACE = 256  # rows: so many products are exact for every block, where a sample of one may be far off
+LARGEST_MEASURE = 10_000  # eigenvalues that a result may list
+DENSE_TRACE = 256  # rows up to which traces are exact from the start, because samples may be far off for single blocks
 
 
-class Whole(Wrapper):
-    """The operator on vectors that are whole on every process, as those of single blocks are too small to shard."""
+class Unsharded(Wrapper):
+    """The operator for vectors that are not sharded, because those of single blocks are small."""
 
     @property
     def mesh(self) -> None:
-        """None: vectors are not sharded."""
+        """Always None, because vectors are not sharded."""
         return None
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -58,12 +58,12 @@ class Whole(Wrapper):
 
 
 def dense_pays(size: int, blocks: int, k: int, operator: Shaped) -> bool:
-    """Whether all matrices are sooner made whole than searched: where they have few rows, and memory holds them."""
+    """Whether building all blocks as dense matrices is cheaper than Lanczos, and they fit memory."""
     return size <= max(SMALL, usual_products(k)) and dense_bytes(size, blocks) <= memory_share(operator.device)
 
 
 def dense_measure_pays(size: int, blocks: int, products: int, operator: Shaped) -> bool:
-    """Whether every eigenvalue takes no more products than so many for an estimate, and is not too much to hold."""
+    """Whether all eigenvalues take at most `products`, those of an estimate, and fit a result and memory."""
     return (
         size <= min(products, DENSE_TRACE)
         and size * blocks <= LARGEST_MEASURE
@@ -72,7 +72,7 @@ def dense_measure_pays(size: int, blocks: int, products: int, operator: Shaped) 
 
 
 def dense_bytes(size: int, blocks: int) -> int:
-    """The bytes of all matrices in float64."""
+    """The bytes of all blocks as dense matrices in float64."""
     return blocks * size**2 * torch.float64.itemsize
 
 
@@ -88,19 +88,19 @@ def lanczos_blocks(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> BlockEigenpairs:
-    """Compute `k` eigenpairs of each of the equal diagonal blocks by Lanczos, which advance together.
+    """Compute `k` eigenpairs of each of the equal diagonal blocks by Lanczos runs that advance together.
 
     Args:
         operator: the block-diagonal matrix D (N d, N d).
-        k: the number of eigenpairs a block.
+        k: the number of eigenpairs per block.
         blocks: the number N of blocks.
         which: LM (largest magnitude), LA (largest), SA (smallest) or BE (half from either end).
         tolerance: the relative residual of a converged pair.
         generator: a CPU generator.
-        max_products: the largest number of products of a block; blocks that want several at once may add to it.
+        max_products: the largest number of products per block; blocks that request several at once may exceed it.
         progress: called after each joint product.
     """
-    matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
+    matrix, size = Counting(Unsharded(in_ieee(operator))), operator.shape[0] // blocks
     refuse_search(size, k, which, tolerance, max_products)
     places = torch.arange(blocks * size, device=operator.device).view(blocks, size)
 
@@ -142,18 +142,18 @@ def dense_blocks(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> BlockEigenpairs:
-    """Compute `k` eigenpairs of each of the equal diagonal blocks exactly: d products make all of them whole.
+    """Compute `k` eigenpairs of each of the equal diagonal blocks exactly, from dense matrices built by d products.
 
     The arguments are those of `lanczos_blocks`. The residuals are those of the matrices before they are made symmetric,
-    so that the rounding of products shows in them.
+    so that they include the rounding of products.
 
-    Raises SpectraError where memory does not hold the blocks, or `max_products` are fewer than d.
+    Raises SpectraError if the blocks do not fit memory, or `max_products` is less than d.
     """
-    matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
+    matrix, size = Counting(Unsharded(in_ieee(operator))), operator.shape[0] // blocks
     refuse_search(size, k, which, tolerance, max_products)
-    dense = whole_blocks(matrix, size, blocks, max_products, progress)
+    dense = dense_matrices(matrix, size, blocks, max_products, progress)
     finite = dense.isfinite().flatten(1).all(dim=1)
-    dense[~finite] = 0  # so that the others are decomposed, as what is not finite cannot be
+    dense[~finite] = 0  # so that all can be decomposed in one call
     parts = [decomposed(some, k, which, tolerance, operator.dtype) for some in dense.split(EXAMPLES)]
     values, vectors, residuals, allowed = (torch.cat(found) for found in zip(*parts, strict=True))
     for answer in (values, vectors, residuals):
@@ -182,8 +182,8 @@ def dense_measure(
 
     The arguments are those of `lanczos_blocks`. Eigenvalues are nan where a block is not finite.
     """
-    matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
-    dense = whole_blocks(matrix, size, blocks, max_products, progress)
+    matrix, size = Counting(Unsharded(in_ieee(operator))), operator.shape[0] // blocks
+    dense = dense_matrices(matrix, size, blocks, max_products, progress)
     if finite := bool(dense.isfinite().all()):
         parts = [torch.linalg.eigvalsh((some + some.mT) / 2) for some in dense.split(EXAMPLES)]
         values = torch.cat(parts).flatten().sort(descending=True).values
@@ -193,10 +193,10 @@ def dense_measure(
     return pack([(none, none)], values, len(values), matrix.products, converged=finite)
 
 
-def whole_blocks(
+def dense_matrices(
     matrix: Counting, size: int, blocks: int, max_products: int | None, progress: Progress | None
 ) -> Tensor:
-    """The blocks (N, d, d) themselves, on the CPU in float64. Raises SpectraError where they are too large."""
+    """Build the dense blocks (N, d, d), in float64 on the CPU. Raises SpectraError if they are too large."""
     refuse_large(matrix, size, blocks, max_products)
     dense = torch.empty(blocks, size, size, dtype=torch.float64)
     for first, images in block_columns(matrix, size, blocks):
@@ -207,7 +207,7 @@ def whole_blocks(
 
 
 def decomposed(matrices: Tensor, k: int, which: str, tolerance: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Values (b, k), vectors (b, k, d), residuals (b, k) and those allowed, of matrices (b, d, d)."""
+    """The eigenvalues (b, k), eigenvectors (b, k, d), residuals and allowed residuals (b, k) of matrices (b, d, d)."""
     values, vectors = torch.linalg.eigh((matrices + matrices.mT) / 2)
     sizes = values.abs().amax(dim=1).tolist()
     chosen = torch.stack([select(row, k, which) for row in values])
@@ -233,7 +233,7 @@ def dense_block_traces(
 
     The arguments are those of `hutchinson_blocks`; `rtol` and `probes` are not needed.
     """
-    matrix, size = Counting(Whole(in_ieee(operator))), operator.shape[0] // blocks
+    matrix, size = Counting(Unsharded(in_ieee(operator))), operator.shape[0] // blocks
     refuse_large(matrix, size, 0, max_products)
     values = torch.zeros(blocks, dtype=torch.float64)
     for first, images in block_columns(matrix, size, blocks):
@@ -257,12 +257,12 @@ def hutchinson_blocks(
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
-    instead: int | None = None,
+    exact_cost: int | None = None,
 ) -> BlockTraces:
     """Estimate the trace of each of the equal diagonal blocks by the means of w'A_i w over random sign vectors w.
 
     Samples are drawn until the standard error of the mean over blocks is below rtol |mean|; `probes` fixes their number
-    instead. What the errors of single traces add to the spread over blocks is taken off it.
+    instead. The spread over blocks is corrected for the errors of the single traces.
 
     Args:
         operator: the block-diagonal matrix D (N d, N d).
@@ -272,9 +272,9 @@ def hutchinson_blocks(
         generator: a CPU generator.
         max_products: the largest number of products.
         progress: called with products, trace and standard error.
-        instead: end without convergence where more samples than these products are still to come, so that they serve.
+        exact_cost: the products of an exact method; sampling stops without convergence if it would need more than that.
     """
-    matrix = Counting(Whole(in_ieee(operator)))
+    matrix = Counting(Unsharded(in_ieee(operator)))
     budget, widest = budgeted(max_products, probes), columns(fitting_vectors(matrix), EACH)
     samples = torch.empty(0, blocks, dtype=torch.float64)
 
@@ -294,9 +294,9 @@ def hutchinson_blocks(
             probes is None and len(samples) >= FEWEST and found.error <= rtol * abs(found.mean)
         ):
             break
-        if instead is not None and len(samples) >= FEWEST and instead <= budget - matrix.products:
+        if exact_cost is not None and len(samples) >= FEWEST and exact_cost <= budget - matrix.products:
             ratio = found.error / (rtol * abs(found.mean)) if found.mean else math.inf
-            if len(samples) * (ratio**2 - 1) > instead:
+            if len(samples) * (ratio**2 - 1) > exact_cost:
                 break
     enough = len(samples) >= FEWEST and found.error <= rtol * abs(found.mean)
     met = enough if probes is None else len(samples) == probes
@@ -316,10 +316,10 @@ def cheapest_block_traces(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> BlockTraces:
-    """Find the trace of each of the equal diagonal blocks to `rtol` by samples, or exactly where that is cheaper.
+    """Compute the trace of each of the equal diagonal blocks to `rtol` by samples, or exactly if that is cheaper.
 
-    Blocks of few rows are exact from the start. With larger ones the samples that have been drawn foretell how many
-    more would be needed; where these are more than d, d products of unit vectors make all traces exact.
+    Traces of small blocks are exact from the start. For larger blocks, the first samples predict how many more are
+    needed; if these are more than d, all traces are computed exactly by d products with unit vectors.
 
     The arguments are those of `hutchinson_blocks`.
     """
@@ -328,16 +328,16 @@ def cheapest_block_traces(
     asked = {"blocks": blocks, "rtol": rtol, "generator": generator, "progress": progress}
     if probes is None and size <= min(DENSE_TRACE, budget):
         return dense_block_traces(operator, max_products=max_products, **asked)
-    instead = size if probes is None else None
-    found = hutchinson_blocks(operator, probes=probes, max_products=max_products, instead=instead, **asked)
-    if found.converged or instead is None or instead > budget - found.products or not math.isfinite(found.mean):
+    cost = size if probes is None else None
+    found = hutchinson_blocks(operator, probes=probes, max_products=max_products, exact_cost=cost, **asked)
+    if found.converged or cost is None or cost > budget - found.products or not math.isfinite(found.mean):
         return found
     exact = dense_block_traces(operator, **asked)
     return replace(exact, products=exact.products + found.products)
 
 
 def means_of(samples: Tensor, products: int) -> BlockTraces:
-    """The traces of blocks from samples (p, N), with the spread unknown."""
+    """The traces of blocks as means of samples (p, N), with the spread left unknown."""
     p, blocks = samples.shape
     values = samples.mean(dim=0) if p else torch.full((blocks,), math.nan, dtype=torch.float64)
     errors = samples.std(dim=0) / math.sqrt(p) if p > 1 else torch.full_like(values, math.inf)
@@ -345,12 +345,12 @@ def means_of(samples: Tensor, products: int) -> BlockTraces:
 
 
 def spread_with_error(samples: Tensor) -> tuple[float, float]:
-    """The spread of the traces of blocks from samples (p, N), without what their errors add to it, and its error.
+    """The spread of the traces over blocks, corrected for their errors, and its jackknife error, from samples (p, N).
 
-    That is of the jackknife over samples. Both are nan of too few.
+    The spread is nan for fewer than two samples, and its error for fewer than three.
     """
     p = len(samples)
-    spread = clear_spread(samples.mean(dim=0), samples.var(dim=0) / p) if p > 1 else math.nan
+    spread = corrected_spread(samples.mean(dim=0), samples.var(dim=0) / p) if p > 1 else math.nan
     spread_error = math.nan
     if p > 2:
         sums, squares = samples.sum(dim=0), samples.square().sum(dim=0)
@@ -358,23 +358,23 @@ def spread_with_error(samples: Tensor) -> tuple[float, float]:
         for row in samples:
             means = (sums - row) / (p - 1)
             rest = ((squares - row.square()) / (p - 1) - means.square()).clamp(min=0) / (p - 2)
-            left_out.append(clear_spread(means, rest))
+            left_out.append(corrected_spread(means, rest))
         spread_error = (p - 1) / math.sqrt(p) * torch.tensor(left_out, dtype=torch.float64).std().item()
     return spread, spread_error
 
 
-def clear_spread(values: Tensor, variances: Tensor) -> float:
-    """The standard deviation of true values, of which these are estimates with such variances."""
+def corrected_spread(values: Tensor, variances: Tensor) -> float:
+    """The standard deviation of true values, from estimates of them with known variances."""
     return math.sqrt(max(0.0, spread_of(values) ** 2 - variances.mean().item() * (1 - 1 / len(values))))
 
 
 def spread_of(values: Tensor) -> float:
-    """The standard deviation of the values themselves: 0 of one."""
+    """The standard deviation of the values; 0 for a single one."""
     return values.std(correction=0).item()
 
 
 def block_columns(matrix: Counting, size: int, blocks: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield columns of all blocks: the first column's number, and (N, d, columns), on the CPU in float64."""
+    """Yield the index of a first column, and columns (N, d, width) of all blocks from there, in float64 on the CPU."""
     widest = columns(fitting_vectors(matrix), EACH)
     for first in range(0, size, widest):
         width = min(widest, size - first)
@@ -385,15 +385,15 @@ def block_columns(matrix: Counting, size: int, blocks: int) -> Iterator[tuple[in
 
 
 def refuse_large(matrix: Counting, size: int, blocks: int, max_products: int | None) -> None:
-    """Raise SpectraError where memory does not hold all matrices, or `max_products` are fewer than they take."""
+    """Raise SpectraError if the dense matrices do not fit memory, or need more than `max_products`."""
     require_integer("blocks", blocks, least=0)
     if max_products is not None and size > max_products:
         raise SpectraError(
-            f"`max_products`: {max_products} are left, but `method` dense takes {size:,}, one a row of a block; choose "
-            "another method"
+            f"`max_products`: `method` dense needs {size:,} products, one per row of a block, and {max_products:,} are "
+            "left; raise `max_products`, or choose another method"
         )
     if dense_bytes(size, blocks) > memory_share(matrix.device):
         raise SpectraError(
-            f"`method` dense: {counted(blocks, 'matrix', 'matrices')} of {size:,} rows are more than memory holds; "
-            "choose another method, or fewer `samples`"
+            f"`method` dense: {counted(blocks, 'matrix', 'matrices')} of {size:,} rows do not fit memory; choose "
+            "another method, or fewer `samples`"
         )

@@ -1,7 +1,7 @@
-"""Forecasts of what a method will cost on a matrix: its products, and the memory of its vectors.
+"""Forecasts of the cost of a method on a matrix: its products, and the memory of its vectors.
 
-A short Lanczos run, the pilot, shows roughly which spectrum the matrix has. A surrogate with that spectrum, small and
-cheap to multiply by, is then given to the method itself, whose products are counted and whose vectors are measured.
+A short Lanczos run, the pilot, gives an outline of the spectrum. The method is then run on a surrogate, a small and
+cheap matrix with that spectrum, while its products are counted and the memory of its vectors is measured.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from spectra.krylov.xtrace import ARRAYS, xtrace
 from spectra.krylov.xtrace import LARGEST as LARGEST_ARRAYS
 from spectra.memory import Ledger
 
-PILOT = 20  # products; from 12 the forecast of a trace is off by more than two in one run of twenty
+PILOT = 20  # products; with 12, the forecast for a trace is off by more than a factor of two in one run of twenty
 LARGEST = 2000  # rows of a surrogate
 LONGEST = 400  # products with a surrogate; more is reported as "at least"
 RUNS = 5  # of the trace method; their median is the forecast
-CONVERGED = 0.05  # relative residual below which a Ritz value stands for one eigenvalue, unless its weight says more
-PASSING = 3  # vectors that are on the device where the basis is on the host: one, its image, and the next
-DOUBT = 0.25  # of the trace: products go with 1 / trace^2, so a larger error of it leaves little to tell
+CONVERGED = 0.05  # relative residual below which a Ritz value is one eigenvalue, unless its weight is that of many
+PASSING = 3  # vectors on the device if the basis is on the host: one, its product, and the next
+DOUBT = 0.25  # relative error of the trace above which nothing is certain, because products scale as 1 / trace^2
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,21 @@ class Forecast:
     """The forecast cost of one run of a method."""
 
     products: int
-    bytes: int  # of its vectors on the device, at their peak
-    seconds: float  # of its own work beside products and beside what grows with n
-    at_least: bool = False  # whether it may be far more
-    host_bytes: int = 0  # of its vectors on the host, where the basis of a device lies there
-    largest: int | None = None  # rows of the largest matrix whose smallest basis memory holds
+    bytes: int  # peak memory of its vectors on the device
+    seconds: float  # of its own work, without products and without work that grows with n
+    at_least: bool = False  # whether the true cost may be far higher
+    host_bytes: int = 0  # memory of its vectors on the host, if the basis is there
+    largest: int | None = None  # rows of the largest matrix for which the smallest basis fits memory
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A spectrum seen from afar: groups of `counts` eigenvalues, evenly over `values` - `spreads` to + `spreads`."""
+    """An outline of a spectrum: groups of `counts` eigenvalues, spread evenly over `values` +- `spreads`."""
 
     values: Tensor  # (m,), float64
     spreads: Tensor  # (m,)
     counts: Tensor  # (m,), int64; their sum is n
-    alone: Tensor  # (m,), bool: one eigenvalue, known well
+    alone: Tensor  # (m,), bool: whether a group is a single, well-known eigenvalue
     dtype: torch.dtype  # of the vectors
     device: torch.device
     mesh: Any = None  # of processes, where vectors are sharded
@@ -79,7 +79,7 @@ class Outline:
 
     @property
     def trace_error(self) -> float:
-        """Standard deviation: the trace of all that is not `alone` comes from one random vector."""
+        """The standard deviation of `trace`, in which groups that are not `alone` come from one random vector."""
         counts, values = self.counts[~self.alone], self.values[~self.alone]
         if not len(counts):
             return 0.0
@@ -88,17 +88,17 @@ class Outline:
 
 
 def outline(pilot: Lanczos) -> Outline:
-    """The spectrum as a run from one random start sees it.
+    """Outline the spectrum from a Lanczos run with one random start.
 
-    A Ritz vector's own spectral measure has the Ritz value for mean and the residual for standard deviation; its
-    weight, times n, is about the number of eigenvalues that it stands for (chi-square over as many, so that of a
-    lone eigenvalue the weight says little).
+    The spectral measure of a Ritz vector has the Ritz value as mean and the residual as standard deviation. Its weight,
+    times n, is about the number of eigenvalues that it represents. This number is chi-square distributed with as many
+    degrees of freedom, so the weight of a single eigenvalue says little.
     """
     values, weights, residuals = without_copies(pilot)
     counts = pilot.dimension * weights / weights.sum()
     alone = residuals <= CONVERGED * values.abs()
-    if alone.any() and counts[alone].median() < 3:  # else multiple by a symmetry: softmax at zero weights, for one
-        alone &= counts < 30  # which chance alone does not make of one
+    if alone.any() and counts[alone].median() < 3:  # else multiple by symmetry, as for softmax at zero weights
+        alone &= counts < 30  # a single eigenvalue does not reach this by chance
     else:
         alone[:] = False
     counts = torch.where(alone, 1, counts.clamp(min=1).round()).long()
@@ -111,7 +111,7 @@ def outline(pilot: Lanczos) -> Outline:
 
 
 def without_copies(pilot: Lanczos) -> tuple[Tensor, Tensor, Tensor]:
-    """Ritz values, weights and residuals; values that only rounding has split, of a multiple eigenvalue, as one."""
+    """Ritz values, weights and residuals, with the copies into which rounding splits an eigenvalue merged."""
     values, coordinates, residuals = pilot.ritz()
     close = 10 * torch.finfo(pilot.basis.dtype).eps * values.abs().max()
     first = torch.nn.functional.pad(values.diff() > close, (1, 0), value=True)
@@ -122,7 +122,7 @@ def without_copies(pilot: Lanczos) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fill(counts: Tensor, total: int) -> None:
-    """Bring the sum of counts to `total`, at the expense of the largest; in place."""
+    """Change the largest counts, in place, so that their sum is `total`."""
     while excess := int(counts.sum()) - total:
         largest = counts.argmax()
         counts[largest] = max(1, int(counts[largest]) - excess)
@@ -130,7 +130,7 @@ def fill(counts: Tensor, total: int) -> None:
 
 @dataclass
 class Surrogate:
-    """F' diag(values) F with F a cosine transform after random signs: any spectrum, in directions of no preference."""
+    """The matrix F' diag(values) F, with F a cosine transform after random signs: it has any spectrum given."""
 
     values: Tensor
     signs: Tensor
@@ -155,9 +155,9 @@ class Surrogate:
 
 
 def surrogate(seen: Outline, generator: torch.Generator, keep_norm: bool = False) -> Surrogate:
-    """A matrix with the outline's spectrum, the largest groups cut where it would have more than LARGEST rows.
+    """Make a matrix with the outlined spectrum, with the largest groups cut so that it has at most LARGEST rows.
 
-    With `keep_norm` groups that were cut are scaled up to the Frobenius norm they had.
+    With `keep_norm`, groups that were cut are scaled up to their former Frobenius norm.
     """
     held = seen.counts.clamp(max=largest_group(seen.counts))
     groups = []
@@ -171,7 +171,7 @@ def surrogate(seen: Outline, generator: torch.Generator, keep_norm: bool = False
 
 
 def largest_group(counts: Tensor) -> int:
-    """The size at which groups are cut for LARGEST rows in all."""
+    """The size at which groups are cut, so that there are LARGEST rows in all."""
     rising, cut = counts.sort().values.tolist(), LARGEST
     for done, count in enumerate(rising):
         cut = (LARGEST - sum(rising[:done])) // (len(rising) - done)
@@ -204,7 +204,7 @@ def forecast_measure(
 
 
 def split(cost: Forecast, place: Placement, seen: Outline, passing: int) -> Forecast:
-    """The cost with its bytes split: of a basis on the host, `passing` vectors are on the device at a time."""
+    """Split the bytes of a cost between device and host: if the basis is on the host, the device has few vectors."""
     if place.device.type == seen.device.type:
         return cost
     there = min(cost.bytes, passing * seen.shape[0] * seen.dtype.itemsize)
@@ -212,7 +212,7 @@ def split(cost: Forecast, place: Placement, seen: Outline, passing: int) -> Fore
 
 
 def largest_matrix(seen: Outline, vectors: int) -> int:
-    """The rows of the largest matrix of which memory holds so many vectors, on the device or its host."""
+    """The rows of the largest matrix for which this number of vectors fits memory, on the device or its host."""
     processes = seen.mesh.size() if seen.mesh else 1
     return processes * most_room(seen) // (vectors * seen.dtype.itemsize)
 
@@ -220,8 +220,8 @@ def largest_matrix(seen: Outline, vectors: int) -> int:
 def forecast_trace(seen: Outline, *, rtol: float = RTOL, generator: torch.Generator) -> Forecast:
     """Forecast the cost of `xtrace`, as the median of some runs.
 
-    The standard error that ends a run is itself an estimate, and ends it early or late. Where the pilot leaves open how
-    far the trace is from zero, the forecast is a lower bound (`at_least`).
+    The standard error that stops a run is itself an estimate, so single runs stop early or late. If the pilot does not
+    show how far the trace is from zero, the forecast is a lower bound (`at_least`).
     """
     at_least = seen.trace_error > DOUBT * abs(seen.trace)
     trace = math.copysign(abs(seen.trace) + 2 * at_least * seen.trace_error, seen.trace)
@@ -240,7 +240,7 @@ def one_trace(seen: Outline, trace: float, rtol: float, generator: torch.Generat
 
 
 def by_signs(seen: Outline, matrix: Surrogate, trace: float, rtol: float, generator: torch.Generator) -> Forecast:
-    """Forecast the cost of a trace by random signs alone, as `xtrace` goes where memory holds no sketch."""
+    """Forecast the cost of a trace by random signs alone, which `xtrace` uses if no sketch fits memory."""
     known = trace - matrix.values.sum(dtype=torch.float64).item()
     run = partial(hutchinson, rtol=rtol, known=known, generator=generator, max_products=LONGEST)
     answer, cost = run_measured(run, matrix, seen)
@@ -253,7 +253,7 @@ def by_signs(seen: Outline, matrix: Surrogate, trace: float, rtol: float, genera
 
 
 def by_sketch(seen: Outline, matrix: Surrogate, trace: float, rtol: float, generator: torch.Generator) -> Forecast:
-    """Forecast the cost of a trace by `xtrace`, where memory holds its sketch."""
+    """Forecast the cost of a trace by `xtrace`, if its sketch fits memory."""
     largest = max(FEWEST, LARGEST_ARRAYS // (4 * seen.shape[0] * seen.dtype.itemsize))
     run = partial(
         xtrace,
@@ -267,16 +267,17 @@ def by_sketch(seen: Outline, matrix: Surrogate, trace: float, rtol: float, gener
         return cost
     vectors = cost.products // 2
     shortfall = answer.standard_error / (rtol * abs(answer.value))
-    if vectors == largest:  # signs on the complement of the sketch, a product each where its vectors took two
+    if vectors == largest:  # then signs on the complement, which take one product each; vectors of the sketch take two
         return replace(cost, products=min(PRODUCTS, cost.products + int(vectors * min(shortfall**2, PRODUCTS))))
     products = min(PRODUCTS, products_needed(vectors, shortfall, seen.shape[0]))
     return replace(cost, products=products, bytes=cost.bytes * products // cost.products)
 
 
 def products_needed(vectors: int, shortfall: float, n: int) -> int:
-    """The products of `xtrace`, where so many vectors leave an error of `shortfall` times the one asked for.
+    """Predict the products of `xtrace`, if this number of vectors leaves `shortfall` times the error asked for.
 
-    The number of vectors grows by half at a time, and the error falls with its root; or the trace is taken exactly.
+    The number of vectors grows by half at a time, and the error falls with its square root; or the trace is computed
+    exactly.
     """
     while shortfall > 1 and 2 * vectors < PRODUCTS:
         wanted = min(vectors + math.ceil(vectors / 2), n - 1)
@@ -299,7 +300,7 @@ def run_measured(method: Callable, matrix: Surrogate, seen: Outline) -> tuple[An
 
 
 class VectorMeter(TorchFunctionMode):
-    """A meter of the tensors made inside its context that have a dimension of size n: `peak` bytes alive at once."""
+    """Measures the memory of tensors made inside its context that have a dimension of size n."""
 
     def __init__(self, n: int):
         super().__init__()
@@ -307,12 +308,12 @@ class VectorMeter(TorchFunctionMode):
 
     @property
     def bytes(self) -> int:
-        """The bytes of such tensors that are alive."""
+        """The bytes of these tensors that are alive now."""
         return self.ledger.bytes
 
     @property
     def peak(self) -> int:
-        """The largest number of such bytes so far."""
+        """The largest number of bytes alive at once so far."""
         return self.ledger.peak
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):

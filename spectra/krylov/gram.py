@@ -24,7 +24,7 @@ from spectra.krylov.results import Eigenpairs, Progress, TraceEstimate, exact_tr
 from spectra.operator import Factored, SymmetricFactor, SymmetricOperator, in_ieee, random_vectors
 from spectra.vectors import orthonormal, take_rows, without_autocast
 
-SAMPLE = 500  # rows, from which the time of more is foretold; caches hold fewer, and they go faster
+SAMPLE = 500  # rows that are timed to predict the time of more; fewer fit in a cache and are faster
 
 
 @without_autocast()
@@ -58,7 +58,7 @@ def gram_eigenpairs(
         Eigenpairs, in the order that `which` implies; nan where F is not finite.
 
     Raises:
-        SpectraError: k > n, the matrix has no factor or one of too many rows, or `max_products` are too few.
+        SpectraError: k > n, the matrix has no factor or one of too many rows, or `max_products` is too small.
     """
     refuse_search(operator.shape[0], k, which, tolerance, max_products)
     n = operator.shape[0]
@@ -69,7 +69,7 @@ def gram_eigenpairs(
     gram = factor.gram()
     if not torch.isfinite(gram).all():
         return no_eigenpairs(operator, k, products=factor.products)
-    if progress:  # LAPACK will not be heard of, nor hear Ctrl-C, before it is done
+    if progress:  # LAPACK reports nothing, and ignores Ctrl-C, until it is done
         progress(products=factor.products, gram_rows=len(gram))
 
     values, weights = decomposed(gram, k if which in ("LM", "LA") else len(gram))
@@ -103,7 +103,7 @@ def decomposed(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows = len(gram)
     if not rows:
         return gram.new_zeros(0), gram
-    if k < rows:  # the same reduction, but only k vectors are carried back
+    if k < rows:  # the same reduction, but only k vectors are transformed back
         pairs = scipy.linalg.eigh(gram.cpu().numpy(), subset_by_index=(rows - k, rows - 1))
         values, vectors = map(torch.from_numpy, pairs)
     else:
@@ -136,10 +136,10 @@ def eigenvectors(
     """Orthonormal eigenvectors of A, as rows (k + zeros, n).
 
     Args:
-        operator: the matrix, for the place of its vectors.
+        operator: the matrix, which determines the device of the vectors.
         factor: its factor F.
         wanted: eigenvectors w of the Gram matrix, (rows, k); each gives F'w.
-        zeros: the number of vectors of the zero eigenspace: random ones less their parts in the span of all F'w.
+        zeros: the number of vectors of the zero eigenspace: random ones, orthogonalised against all F'w.
         values: all non-zero eigenvalues of the Gram matrix.
         weights: the eigenvectors that belong to `values`, as columns.
         generator: a CPU generator for the random vectors.
@@ -167,7 +167,7 @@ def gram_trace(
 ) -> TraceEstimate:
     """Compute tr A + known exactly, as the sum of the squares of the factor.
 
-    Raises SpectraError as `gram_eigenpairs` does.
+    Raises SpectraError if the matrix has no factor or one of too many rows, or `max_products` is too small.
     """
     factor = operator.factor()
     refuse_budget(factor.trace_cost(), max_products)
@@ -176,9 +176,9 @@ def gram_trace(
 
 
 def exact_trace_pays(operator: Factored, max_products: int | None = None) -> bool:
-    """Whether `gram_trace` takes no more work than the first stage of XTrace, nor more than `max_products`.
+    """Whether `gram_trace` takes at most the work of the first stage of XTrace, and at most `max_products`.
 
-    The answer follows from counts alone, so that it is the same on every machine.
+    The work is counted, not timed, so that the answer is the same on every machine.
     """
     try:
         work = operator.factor().trace_work()
@@ -188,8 +188,9 @@ def exact_trace_pays(operator: Factored, max_products: int | None = None) -> boo
 
 
 def refuse_budget(products: int, max_products: int | None) -> None:
-    """Raise SpectraError where `products` are more than `max_products`."""
+    """Raise SpectraError if `products` are more than `max_products`."""
     if max_products is not None and products > max_products:
         raise SpectraError(
-            f"`max_products`: {max_products} are left, but `method` gram takes {products:,} here; choose another method"
+            f"`max_products`: `method` gram needs {products:,} products here, and {max_products:,} are left; raise "
+            "`max_products`, or choose another method"
         )

@@ -1,7 +1,7 @@
-"""Hutch++: the trace exactly on the range of a sketch, and by random signs on the rest.
+"""Hutch++: the trace is exact on the range of a sketch, and random signs estimate the rest.
 
-Hutch++ (Meyer, Musco, Musco, Woodruff 2021) takes the trace exactly on the range Q of a sketch A S, and only the rest,
-tr (I - QQ')A(I - QQ'), by the samples of `spectra.krylov.hutchinson`, whose standard error is that of the estimate.
+Hutch++ (Meyer, Musco, Musco, Woodruff 2021) computes the trace exactly on the range Q of a sketch A S, and estimates
+only the rest, tr (I - QQ')A(I - QQ'), by `spectra.krylov.hutchinson`, with its standard error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spectra.krylov.results import Progress, TraceEstimate
 from spectra.operator import Counting, random_signs
 from spectra.vectors import orthonormal, without_autocast
 
-ARRAYS = 4  # vectors that a vector of the sketch takes
+ARRAYS = 4  # vectors in memory for each vector of the sketch
 
 
 @without_autocast()
@@ -66,7 +66,7 @@ def hutch_plus_plus(
     sketch = affordable(min(n, FEWEST if probes is None else probes // 2), budget, 3)
     if not sketch:
         return sample(counted, counted, known, rtol, probes, generator, budget, progress)
-    place = placement(operator, ARRAYS * sketch // 2).device  # of the device, they may take two quarters
+    place = placement(operator, ARRAYS * sketch // 2).device  # on the device, they may take two quarters of its memory
     signs = random_signs(operator, sketch, generator, place)
     if place.type == operator.device.type:
         basis = orthonormal((counted @ signs.T).T)[0].contiguous()

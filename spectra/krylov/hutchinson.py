@@ -1,7 +1,7 @@
 """Hutchinson's estimator of the trace, by random signs: on the whole space, or on the complement of a known basis.
 
-For w of random signs E w'Aw = tr A, with variance 2 (|A|_F^2 - sum of A_ii^2) (Girard 1989, Hutchinson 1989). The
-samples are independent, so their standard error is honest.
+For a vector w of random signs, E w'Aw = tr A, with variance 2 (|A|_F^2 - sum of A_ii^2) (Girard 1989, Hutchinson 1989).
+The samples are independent, so the standard error follows from their spread.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from spectra.krylov.results import Progress, TraceEstimate, exact_trace
 from spectra.operator import Counting, Deflated, SymmetricOperator, checkpointed, random_signs
 from spectra.vectors import row_dots, sum_pieces, without_autocast
 
-FEWEST = 16  # samples; from fewer, the standard error itself is off by half in one run of twenty
-EACH = 5  # vectors that a sample on a complement holds at its peak
-PRODUCTS = 10_000  # budget unless it or the number of probes is given
+FEWEST = 16  # samples; with fewer, the standard error itself is off by half in one run of twenty
+EACH = 5  # vectors in memory for each sample on a complement, at the peak
+PRODUCTS = 10_000  # budget, unless `max_products` or `probes` is given
 
 
 @without_autocast()
@@ -69,14 +69,14 @@ def hutchinson(
 
 
 def budgeted(max_products: int | None, probes: int | None) -> float:
-    """The largest number of products: `max_products`, else PRODUCTS, else infinite where `probes` bounds them."""
+    """The budget of products: `max_products` if given, else infinite if `probes` is given, else PRODUCTS."""
     if max_products is not None:
         return max_products
     return PRODUCTS if probes is None else math.inf
 
 
 def affordable(wanted: int, products: float, each: int = 1) -> int:
-    """The number of vectors that `products` pay for at `each` products a vector, `wanted` at most."""
+    """The number of vectors, at most `wanted`, that a budget of `products` allows at `each` products per vector."""
     return wanted if each * wanted <= products else int(products // each)
 
 
@@ -91,7 +91,7 @@ def deflated_hutchinson(
     budget: float,
     progress: Progress | None,
 ) -> TraceEstimate:
-    """Estimate `known`, plus the trace on a basis, plus that of its complement by Hutchinson's method.
+    """Estimate `known`, plus the exact trace on a basis, plus the trace on its complement by Hutchinson's method.
 
     The `basis` (q, n) is orthonormal, and `images` (q, n) are its products.
     """
@@ -113,8 +113,7 @@ def sample(
 ) -> TraceEstimate:
     """Estimate `known` plus the mean of w'Aw, with its standard error.
 
-    Samples go through one product in blocks that are small against the number there is, so that few are taken beyond
-    need.
+    Samples are multiplied in blocks that are small compared with their number, so that few are drawn beyond need.
     """
     samples: list[float] = []
     value = error = math.nan
@@ -139,7 +138,7 @@ def sample(
 
 
 def mean(samples: list[float]) -> float:
-    """The mean of samples; nan where one is not finite."""
+    """The mean of samples; nan if one is not finite."""
     return math.fsum(samples) / len(samples) if all(map(math.isfinite, samples)) else math.nan
 
 

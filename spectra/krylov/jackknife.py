@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def jackknife_error(replicates: Tensor) -> Tensor:
-    """Standard errors (...) of an estimate from its values (g, ...) as each of g groups of samples is left out.
+    """Standard errors (...) of an estimate, from its values (g, ...) with each of g groups of samples left out.
 
-    They are nan where there are fewer than two groups, which tell nothing of the spread.
+    They are nan for fewer than two groups.
     """
     g = len(replicates)
     if g < 2:

@@ -1,6 +1,6 @@
-"""Exact eigenpairs, trace and spectral measure of a matrix that can be made whole by its own factor.
+"""Exact eigenpairs and spectral measure of a matrix that its factor can build as a dense matrix.
 
-The operator has a method `factor` whose result makes the matrix itself (`gram`) and its trace, with their cost.
+The operator's method `factor` returns an object that builds the matrix itself (`gram`) and knows its cost in products.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def kernel_eigenpairs(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Eigenpairs:
-    """Compute `k` exact eigenpairs of the dense matrix, with residuals that k products measure.
+    """Compute `k` exact eigenpairs of the dense matrix, with residuals measured by k products.
 
-    The arguments are those of `gram_eigenpairs`; the matrix itself is in the place of a Gram matrix.
+    The arguments are those of `gram_eigenpairs`; `factor().gram()` is the matrix itself here.
 
     Raises:
-        SpectraError: k > n, the matrix is too large, or `max_products` are too few.
+        SpectraError: k > n, the matrix is too large, or `max_products` is too small.
     """
     refuse_search(operator.shape[0], k, which, tolerance, max_products)
     factor = operator.factor()
@@ -70,7 +70,7 @@ def kernel_measure(
 ) -> SpectralMeasure:
     """Compute the spectral measure exactly: every eigenvalue of the dense matrix, with weight 1/n.
 
-    Raises SpectraError where the matrix is too large, or `max_products` are too few.
+    Raises SpectraError if the matrix is too large, or `max_products` is too small.
     """
     factor = operator.factor()
     refuse_budget(factor.cost(), max_products)

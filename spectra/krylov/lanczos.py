@@ -3,18 +3,19 @@
 V (m, n) is an orthonormal basis, T = V A V' the matrix projected on it, Q (p, n) the pending directions,
 orthonormal and orthogonal to V, and C (p, m) their coupling. One start vector gives the classical
 A V' = V' T + r e_k' with T tridiagonal; more starts give the banded method of Ruhe (1979); replacing V by some
-Ritz vectors gives the thick restart of Wu and Simon (2000). The law holds through all of it, and with it the
-residual |C s| of every Ritz pair (theta, V's). A run beside known eigenvectors U stays in their complement, and
-its law is that of P A P with P = I - U'U.
+Ritz vectors gives the thick restart of Wu and Simon (2000). The relation holds throughout, and gives the residual
+|C s| of every Ritz pair (theta, V's). A run with known eigenvectors U stays in their complement, and satisfies the
+relation for P A P with P = I - U'U.
 
 Orthogonalisation is classical Gram-Schmidt, twice ("twice is enough": Giraud, Langou, Rozloznik 2005): matrix
-products instead of a loop over vectors. T and C are float64 on the CPU whatever the vectors are; a product's
-coefficients get there together, so that a step waits for the device once. When to restart, and when to
-stop, is decided in `spectra.krylov.eigensolver`.
+products instead of a loop over vectors. T and C are float64 on the CPU for vectors of any dtype; the coefficients of
+a product are copied there together, so that a step waits for the device once. `spectra.krylov.eigensolver` decides
+when to restart and when to stop.
 
-The basis may lie in the memory of the host. It stays there: the host orthogonalises, and only the vector that is
-multiplied and its product cross. A step reads the basis three times (`remove`), and host memory gives 100 to 300 GB/s
-where the connection gives 25 to 50. No product can hide the crossing, as the next needs the direction that comes of it.
+The basis may be in host memory. The host then orthogonalises, and only the vector to be multiplied and its product are
+copied between host and device: a step reads the basis three times (`remove`), and host memory gives 100 to 300 GB/s
+where the connection gives 25 to 50. Copies cannot overlap with products, because each product needs the direction that
+results from the one before.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ from spectra.vectors import change, local, map_shards, norms, on_device, pieces,
 class Lanczos:
     """The state of a Lanczos run.
 
-    `begin` makes one, `extend` takes it one product further, and `extend_all` takes several further at once.
+    `begin` makes one, `extend` extends it by one product, and `extend_all` extends several runs at once.
     """
 
-    storage: Tensor  # (rows, n): V, then Q, then room
+    storage: Tensor  # (rows, n): V, then Q, then free rows
     projected: Tensor  # T
     coupling: Tensor  # C
     known_values: Tensor  # (k,), float64
     known: Tensor  # U (k, n), orthonormal; never copied, so that runs may share it
     device: torch.device  # of the vectors that are multiplied; the storage and U may be on the host
-    capacity: int | None = None  # vectors of V up to which storage doubles; beyond, it grows by what it must
+    capacity: int | None = None  # vectors of V up to which storage doubles; beyond, it grows only as needed
 
     @property
     def size(self) -> int:
@@ -72,23 +73,21 @@ class Lanczos:
         return self.size + len(self.coupling) >= self.dimension
 
     def start(self, vector: Tensor) -> Tensor:
-        """Make the part of a vector (n,) outside V and Q a pending direction, without coupling to V.
+        """Orthogonalise a vector (n,) against V and Q, and add it as a pending direction without coupling to V.
 
-        Returns the vector's coefficients along the pending directions, with the new one last. Raises ValueError where
-        nothing of the vector is left.
+        Returns the vector's coefficients along the pending directions, with the new one last. Raises ValueError if the
+        vector lies in the span of V and Q.
         """
         rest, along, length = self._orthogonal_part(vector)
         if length == 0:
-            raise ValueError("a start vector inside the span of the basis, or zero: nothing is left of it")
+            raise ValueError("the start vector is zero, or lies in the span of the basis")
         rest, _, again = self._orthogonal_part(rest.div_(length))
         rest.div_(again)
         self.coupling = torch.cat([self.coupling, torch.zeros(1, self.size, dtype=torch.float64)])
         return torch.cat([along[self.size :], along.new_tensor([length])])
 
     def align(self, weights: Tensor) -> None:
-        """Rotate the pending directions among themselves, so that the newest is along Q' weights, for `weights`
-        (p,).
-        """
+        """Rotate the pending directions among themselves, so that the newest is along Q' `weights` (p,)."""
         mirror = weights / torch.linalg.vector_norm(weights)
         mirror[-1] += math.copysign(1, mirror[-1].item())  # Householder's reflection takes weights to the last axis
         rotation = torch.eye(len(weights)).to(weights) - 2 * torch.outer(mirror, mirror) / mirror.dot(mirror)
@@ -97,13 +96,13 @@ class Lanczos:
         self.coupling = rotation @ self.coupling
 
     def extend(self, operator: SymmetricOperator, index: int = -1) -> None:
-        """Multiply one pending direction, by default the newest, and take it into the basis."""
+        """Multiply one pending direction, by default the newest, and move it into the basis."""
         self.absorb(operator @ self.take(index))
 
     def take(self, index: int = -1) -> Tensor:
-        """Take one pending direction into the basis and return it (n,), on the device.
+        """Move one pending direction into the basis and return it (n,), on the device.
 
-        Its product has to be given to `absorb` next.
+        Its product must be passed to `absorb` next.
         """
         m, p = self.coupling.shape[1], len(self.coupling)
         index %= p
@@ -117,27 +116,29 @@ class Lanczos:
         return on_device(self.storage[m], self.device)
 
     def absorb(self, image: Tensor) -> None:
-        """Take in the product (n,) of the direction that was taken last."""
+        """Add the product (n,) of the direction that `take` returned last."""
         m, before = self.size, self.scale
         rest, along, length = self._orthogonal_part(image)
         lift, size = 1.0, math.hypot(length, torch.linalg.vector_norm(along).item())
         kind = torch.finfo(image.dtype)
-        if 0 < size < kind.tiny / kind.eps:  # arithmetic among denormal numbers would lose what digits they have
+        if 0 < size < kind.tiny / kind.eps:  # denormal numbers would lose digits
             lift = 2.0 ** min(100, -math.frexp(size)[1])
             rest, along, length = self._orthogonal_part(image, lift)
             along, length = along / lift, length / lift
         self.projected[-1, -1] = along[m - 1]
         self.coupling[:, -1] = along[m:]
-        # An invariant subspace leaves rounding only, of the size of epsilon times what was subtracted.
+        # In an invariant subspace only rounding is left, of the size of eps times what was subtracted.
         if length > 10 * kind.eps * max(size, before) and not self.exhausted:
             column = torch.zeros(1, m, dtype=torch.float64)
             column[0, -1] = length
             rest.div_(lift * length)
             self.coupling = torch.cat([self.coupling, column])
 
-    def lead(self, weights: Tensor, first: int) -> None:
-        """Turn the basis vectors from number `first` on among themselves, so that the first of them are those sums of
-        them whose weights are the orthonormal columns of `weights` (m - first, j), but for their signs.
+    def rotate(self, weights: Tensor, first: int) -> None:
+        """Rotate the basis vectors from index `first` on among themselves.
+
+        The first j of them become, up to sign, their combinations with the orthonormal columns of `weights`
+        (m - first, j).
         """
         left, held = weights.clone(), local(self.basis)
         for j in range(weights.shape[1]):
@@ -151,7 +152,7 @@ class Lanczos:
             held[place:].addr_(turn, turn @ held[place:], alpha=-2)
 
     def correct(self, index: int, image: Tensor) -> None:
-        """Take in another product (n,) of basis vector `index`, more precise than that with which it was absorbed."""
+        """Replace the product of basis vector `index` by a more precise one (n,)."""
         before = self.scale
         rest, along, length = self._orthogonal_part(image)
         self.projected[index] = self.projected[:, index] = along[: self.size]
@@ -164,7 +165,7 @@ class Lanczos:
             self.coupling = torch.cat([self.coupling, column])
 
     def narrow(self) -> None:
-        """Keep of the pending directions the span to which the basis is coupled."""
+        """Reduce the pending directions to the span that the basis is coupled to."""
         turn, sizes, _ = torch.linalg.svd(self.coupling, full_matrices=False)
         turn = turn[:, sizes > 10 * torch.finfo(self.storage.dtype).eps * self.scale].T
         change(self.pending, turn.to(self.storage.device, self.storage.dtype).matmul)
@@ -184,7 +185,7 @@ class Lanczos:
     def ritz(self, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Ritz values (m,) in rising order, their coordinates S (m, m) as columns, and residuals (m,).
 
-        They are those of the basis from its vector `first` on. All are nan where a product was not finite, since LAPACK
+        They are those of the basis from its vector `first` on. All are nan if a product was not finite, because LAPACK
         would raise.
         """
         if not self.finite:
@@ -210,13 +211,13 @@ class Lanczos:
                 rows[self.size + i].copy_(rows[before + i])
 
     def release(self) -> None:
-        """Give back the memory of V and Q, where only numbers are asked for from now on."""
+        """Free the memory of V and Q, when only T and C are still needed."""
         self.storage = map_shards(lambda rows: rows.new_empty(0, rows.shape[1]), self.storage)
 
     def _orthogonal_part(self, vector: Tensor, lift: float = 1.0) -> tuple[Tensor, Tensor, float]:
-        """The part of `lift` times a vector outside U, V and Q; its coefficients along V, then Q; and the part's norm.
+        """Orthogonalise `lift` times a vector against U, V and Q: the rest, the coefficients along V and Q, the norm.
 
-        The part is made in the row behind Q: new memory for each subtraction takes longer than the subtraction.
+        The rest is made in the row after Q: allocating memory for each subtraction takes longer than the subtraction.
         """
         rest = self._room()
         put(rest, vector)
@@ -231,11 +232,11 @@ class Lanczos:
         along += first
         along += second
         length = norms(rest, dim=None)
-        numbers = as_cpu_float64(torch.cat([along, length[None]]))  # the one wait for the device
+        numbers = as_cpu_float64(torch.cat([along, length[None]]))  # the only wait for the device
         return rest, numbers[:-1], numbers[-1].item()
 
     def _room(self) -> Tensor:
-        """The row of storage behind Q, which grows where it is full."""
+        """The row of storage after Q; storage grows if it is full."""
         place, rows = self.size + len(self.coupling), len(self.storage)
         if place == rows:
             wanted = min(max(2 * rows, 32), self.dimension)
@@ -248,10 +249,10 @@ class Lanczos:
 
 
 def remove(vector: Tensor, bases: Sequence[Tensor]) -> list[Tensor]:
-    """Remove from a vector (n,), in place, its parts along each of some orthonormal rows (k, n), one after the other.
+    """Orthogonalise a vector (n,), in place, against several sets of orthonormal rows (k, n), one after the other.
 
-    One pass removes what the pass before has found and finds the next, so that a piece of the rows is read once for
-    both. Returns the coefficients (k,) along each of the rows.
+    Each pass subtracts the projection that the previous pass computed, and computes the next, so that the rows are read
+    once for both. Returns the coefficients (k,) along each set of rows.
     """
     found: list[Tensor] = []
 
@@ -284,9 +285,9 @@ def begin(
         operator: the matrix (n, n).
         start: the starting vector (n,).
         known: eigenvalues (k,) and orthonormal eigenvectors (k, n); the run stays in their complement.
-        rows: the vectors that storage first has room for; it doubles as it fills.
+        rows: the number of vectors that storage has room for at first; it doubles when it is full.
         capacity: the number of basis vectors up to which storage doubles.
-        place: the device whose memory holds the basis, by default the operator's.
+        place: the device that holds the basis, by default the operator's.
     """
     place = place or operator.device
     values, vectors = known or no_pairs(operator, place)
@@ -309,14 +310,14 @@ def no_pairs(operator: SymmetricOperator, place: torch.device | None = None) -> 
 
 
 def extend_all(states: list[Lanczos], operator: SymmetricOperator) -> None:
-    """Take each run one product further, by one call for all of them."""
+    """Extend each run by one product, in one call for all of them."""
     images = operator @ torch.stack([state.take() for state in states]).T
     for state, image in zip(states, images.T.contiguous(), strict=True):
         state.absorb(image)
 
 
 def lanczos(operator: SymmetricOperator, start: Tensor, steps: int) -> Lanczos:
-    """Run `steps` products from one start vector (n,), fewer where its Krylov space is exhausted."""
+    """Run `steps` Lanczos steps from one start vector (n,), or fewer if its Krylov space is exhausted."""
     state = begin(operator, start)
     while state.size < steps and len(state.pending):
         state.extend(operator)

@@ -1,4 +1,4 @@
-"""Checks of what is asked of a method, against the size of the matrix.
+"""Checks of the arguments of a method against the size of the matrix.
 
 They need neither the matrix nor torch, so that a wrong argument is refused before any work.
 """
@@ -16,15 +16,14 @@ LARGEST_DENSE = 20_000  # rows; its float64 matrix takes 3.2 GB and its eigenvec
 
 
 def refuse_k(k: int, n: int) -> None:
-    """Raise ArgumentError where `k` is not a number of eigenvalues that a matrix of n rows has."""
+    """Raise ArgumentError if `k` is not an integer from 1 to n, the number of rows."""
     require_integer("k", k)
     if k > n:
-        came = f"{counted(k, 'eigenvalue')} of a matrix with {counted(n, 'row')}"
-        raise ArgumentError(f"`k`: {came}; ask for at most {n}")
+        raise ArgumentError(f"`k` {k:,}: the matrix has only {counted(n, 'row')}; ask for at most {n:,}")
 
 
 def refuse_search(n: int, k: int, which: str, tolerance: float, max_products: int | None) -> None:
-    """Raise ArgumentError where an argument of an eigenvalue method is wrong, for a matrix of n rows."""
+    """Raise ArgumentError if an argument of an eigenvalue method is wrong, for a matrix of n rows."""
     refuse_k(k, n)
     require_choice("which", which, ENDS)
     require_number("tolerance", tolerance)
@@ -32,7 +31,7 @@ def refuse_search(n: int, k: int, which: str, tolerance: float, max_products: in
 
 
 def refuse_estimate(rtol: float, probes: int | None, known: float, max_products: int | None) -> None:
-    """Raise ArgumentError where an argument of a trace estimator is wrong."""
+    """Raise ArgumentError if an argument of a trace estimator is wrong."""
     require_number("rtol", rtol)
     require_integer("probes", probes, optional=True)
     require_number("known", known, least=-math.inf)
@@ -40,21 +39,20 @@ def refuse_estimate(rtol: float, probes: int | None, known: float, max_products:
 
 
 def refuse_dense(n: int, max_products: int | None = None) -> None:
-    """Raise SpectraError where a matrix of n rows is too large to be stored, or n products are more than
-    `max_products`.
-    """
+    """Raise SpectraError if a matrix of n rows is too large to be stored, or n exceeds `max_products`."""
     if max_products is not None and n > max_products:
         raise SpectraError(
-            f"`max_products`: {max_products} are left, but `method` dense takes {n:,}, one a row; choose another method"
+            f"`max_products`: `method` dense needs {n:,} products, one per row, and {max_products:,} are left; raise "
+            "`max_products`, or choose another method"
         )
     if n > LARGEST_DENSE:
         raise SpectraError(
-            f"`method` dense: the matrix has {counted(n, 'row')}, and dense holds {LARGEST_DENSE:,} at most; "
+            f"`method` dense: the matrix has {counted(n, 'row')}, and dense takes at most {LARGEST_DENSE:,}; "
             "choose another method, or fewer parameters with `params`"
         )
 
 
 def refuse_which(which: str) -> None:
-    """Raise SpectraError where `which` names an end of the spectrum that power iteration cannot find."""
+    """Raise SpectraError if `which` names an end of the spectrum that power iteration cannot find."""
     if which != "LM":
         raise SpectraError(f"`which` {which}: power iteration finds only the largest magnitudes; use `method` lanczos")

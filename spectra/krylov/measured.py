@@ -1,7 +1,7 @@
-"""Eigenpairs from noisy products alone, with residuals that are measured by products of the reference.
+"""Eigenpairs from noisy products alone, such as finite differences, with residuals measured by reference products.
 
-Products by finite differences are such: nothing brings the pairs below their noise (`polishing` would), but |A u -
-lambda u| with the A of the reference has that noise in it.
+The pairs keep the noise of the products (`spectra.krylov.polishing` would reduce it), and their residuals |A u -
+lambda u|, with the A of the reference, include it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ from spectra.operator import SymmetricOperator, only_measured, reference
 
 
 def with_measured_residuals(solve: Callable[..., Eigenpairs]) -> Callable[..., Eigenpairs]:
-    """Wrap an eigensolver, so that the residuals of pairs from noisy products are those of the reference.
-
-    They take one product a pair.
-    """
+    """Wrap an eigensolver: measure the residuals of pairs from noisy products by one reference product per pair."""
 
     @wraps(solve)
     def solved(operator: SymmetricOperator, k: int, *, max_products: int | None = None, **options: Any) -> Eigenpairs:
@@ -41,10 +38,10 @@ def with_measured_residuals(solve: Callable[..., Eigenpairs]) -> Callable[..., E
 
 
 def measured(pairs: Eigenpairs, operator: SymmetricOperator, k: int, which: str, tolerance: float) -> Eigenpairs:
-    """The pairs with residuals |A u - lambda u| of the reference A, and what is said of them by these.
+    """Set the residuals of pairs to |A u - lambda u| for the reference A, and update all that depends on them.
 
-    There is no smaller estimate than they are, since the values are no Rayleigh quotients of A. What is known of the
-    other eigenvalues is widened by the largest of them.
+    The error estimates are the residuals, because the values are not Rayleigh quotients of A. The bounds on other
+    eigenvalues are widened by the largest residual.
     """
     residuals = residual_norms(products(reference(operator), pairs.vectors), pairs.values, pairs.vectors)
     off, complete = residuals.max().item(), pairs.complete

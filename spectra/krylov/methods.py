@@ -1,10 +1,10 @@
-"""The register of methods: name on the command line -> import path. It loads no torch.
+"""The register of methods: the import path for each name on the command line. It loads no torch.
 
 Every function of EIG takes (operator, k, which=, tolerance=, generator=, max_products=, progress=) and returns
 Eigenpairs; every function of TRACE takes (operator, rtol=, probes=, known=, generator=, max_products=, progress=)
 and returns a TraceEstimate of the trace plus `known`, to which its tolerance is relative. `gram` needs an operator
-with a factor. `spectra.run.trace.usual_method` takes it for the trace where that is no dearer than
-XTrace's first stage.
+with a factor. `spectra.run.trace.usual_method` takes it for the trace if it costs no more than the first stage of
+XTrace.
 
 Functions of EIG_BLOCKS and TRACE_BLOCKS also take blocks=, the number of equal diagonal blocks, and return
 BlockEigenpairs and BlockTraces.
@@ -17,7 +17,7 @@ EIG = {
     "gram": "spectra.krylov.gram:gram_eigenpairs",
 }
 
-POLISHED = ("lanczos",)  # whose pairs from products of lower precision are polished; others take products in ieee
+POLISHED = ("lanczos",)  # methods that polish pairs from products of lower precision; others use full precision only
 
 TRACE = {
     "xtrace": "spectra.krylov.xtrace:xtrace",
@@ -27,7 +27,7 @@ TRACE = {
     "gram": "spectra.krylov.gram:gram_trace",
 }
 
-KERNEL_EIG = "spectra.krylov.kernel:kernel_eigenpairs"  # method gram of matrices over examples
+KERNEL_EIG = "spectra.krylov.kernel:kernel_eigenpairs"  # method gram for matrices over examples
 
 EIG_BLOCKS = {
     "lanczos": "spectra.krylov.equal_blocks:lanczos_blocks",
@@ -37,6 +37,6 @@ TRACE_BLOCKS = {
     "hutchinson": "spectra.krylov.equal_blocks:hutchinson_blocks",
     "dense": "spectra.krylov.equal_blocks:dense_block_traces",
 }
-CHEAPEST_TRACE_BLOCKS = "spectra.krylov.equal_blocks:cheapest_block_traces"  # unless one of these is asked for
+CHEAPEST_TRACE_BLOCKS = "spectra.krylov.equal_blocks:cheapest_block_traces"  # the default, if no method is named
 
-OF_A_BASIS = {"xtrace": 1 / 2, "hutch++": 1 / 3}  # shares of products that are of an orthonormal basis
+BASIS_SHARES = {"xtrace": 1 / 2, "hutch++": 1 / 3}  # shares of products that multiply an orthonormal basis

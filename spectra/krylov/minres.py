@@ -1,8 +1,9 @@
-"""MINRES for one right-hand side (Paige, Saunders 1975): the least |b - A x| over the Krylov space of a symmetric A.
+"""MINRES for one right-hand side (Paige, Saunders 1975): minimise |b - A x| over the Krylov space of a symmetric A.
 
-The Lanczos relation A V = V' T', whose tridiagonal matrix T' has one row more than columns, turns |b - A x| for x = V y
-into |beta e_1 - T' y|. Plane rotations make T' triangular, R, and x = (V R^-1) (R y) grows by one term a step. A need
-not be definite. SciPy's `minres` works on NumPy arrays on the CPU; this one works on any device and on shards.
+The Lanczos relation A V = V' T', with a tridiagonal matrix T' that has one row more than columns, turns |b - A x| for
+x = V y into |beta e_1 - T' y|. Plane rotations turn T' into a triangular R, and x = (V R^-1) (R y) gains one term per
+step. A need not be definite. SciPy's `minres` works on NumPy arrays on the CPU; this one works on any device and on
+shards.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from spectra.vectors import dot, local, norm
 
 
 def minres(b: Tensor, target: float, most: int) -> ReverseCommunication:
-    """Solve A x = b (n,) until |r| <= target, by `most` products at most, and return an Iterate.
+    """Solve A x = b (n,) until |r| <= target, by at most `most` products, and return an Iterate.
 
-    The iteration also ends at a least-squares solution: where |A r| is so small that r lies in the null space of A, as
-    far as products of this precision can tell, and a step makes |r| no smaller. Further steps would only let x grow.
+    The iteration also stops at a least-squares solution, where |A r| is zero up to rounding and a step does not reduce
+    |r|. Further steps would only make x grow.
     """
     x, before = torch.zeros_like(b), torch.zeros_like(b)
     residual = coupling = norm(b)
@@ -39,7 +40,7 @@ def minres(b: Tensor, target: float, most: int) -> ReverseCommunication:
         add(w, -alpha, v)
         following = norm(w)
         largest = max(largest, math.hypot(beta, alpha, following))  # |A v|
-        # The last rotation, applied to this column of T', and the rotation that takes its lowest entry out.
+        # Apply the last rotation to this column of T', and find the rotation that eliminates its lowest entry.
         epsilon, delta, gamma = above, cosine * corner + sine * alpha, sine * corner - cosine * alpha
         above, corner = sine * following, -cosine * following
         diagonal = math.hypot(gamma, following)

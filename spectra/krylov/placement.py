@@ -1,6 +1,6 @@
-"""Where the vectors of a basis lie, in the memory of the device or of its host, and how many of them fit there.
+"""The choice of the memory, of the device or its host, that holds the vectors of a basis, and how many fit there.
 
-A Lanczos basis on the host is orthogonalised there (`spectra.krylov.lanczos`). Eigenvectors that come of it stay there.
+A Lanczos basis on the host is orthogonalised there (`spectra.krylov.lanczos`), and eigenvectors from it stay there.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ HOST = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Placement:
-    """The device whose memory holds a basis, and the number of vectors that may lie there."""
+    """The device that holds a basis, and the number of vectors that fit there."""
 
     device: torch.device
     vectors: int
-    usual: int = 0  # vectors that the basis takes where nothing limits it
+    usual: int = 0  # vectors of the basis if memory does not limit it
 
 
 def placement(operator: Shaped, usual: int, choice: str = "auto") -> Placement:
-    """Choose the place of a basis that takes `usual` vectors where nothing limits it.
+    """Choose the memory for a basis of `usual` vectors, or fewer if memory limits it.
 
-    For `auto` it is what is settled for the run, else the device where its share of memory holds so many or no fewer
-    than the host's, else the host.
+    `auto` is the choice for the whole run, if there is one. Otherwise it is the device if its share of memory holds
+    `usual` vectors, or at least as many as the host's share; else it is the host.
     """
     require_choice("basis", choice, BASES)
     choice = basis_place() if choice == "auto" else choice
@@ -45,7 +45,7 @@ def placement(operator: Shaped, usual: int, choice: str = "auto") -> Placement:
 
 
 def most_room(operator: Shaped) -> int:
-    """The bytes of the share in which there is most room for a basis, of those in which it may lie."""
+    """The bytes of the largest share of memory that a basis may use."""
     choice, own = basis_place(), memory_share(operator.device)
     if operator.device.type == HOST.type or choice == "device":
         return own
@@ -53,20 +53,20 @@ def most_room(operator: Shaped) -> int:
 
 
 def fits(operator: Shaped, place: Placement, vectors: int) -> bool:
-    """Whether so many vectors fit the share of a place, or what memory is free there beside that of products."""
+    """Whether this number of vectors fits the share of a place, or the memory that products leave free there."""
     return vectors <= place.vectors or vectors * vector_bytes(operator) <= free_for_basis(operator, place)
 
 
 def free_for_basis(operator: Shaped, place: Placement) -> float:
-    """The bytes that are free at a place, without the share of products where they are made there."""
+    """The bytes that are free at a place, less the share of products if they are computed there."""
     products = memory_share(place.device) if place.device.type == operator.device.type else 0
     return max(0, memory_of(place.device)[1] - products)
 
 
 def refuse_basis(operator: Shaped, place: Placement, least: int, argument: str, way_out: str) -> None:
-    """Raise SpectraError where not even the smallest basis, of `least` vectors, fits what memory is free.
+    """Raise SpectraError if not even the smallest basis, of `least` vectors, fits the free memory.
 
-    The error names the `argument` that asks for it, and the `way_out`.
+    The error names the `argument` that determines its size, and the `way_out`.
     """
     if not fits(operator, place, least):
         each, free, on_host = vector_bytes(operator), free_for_basis(operator, place), place.device.type == HOST.type

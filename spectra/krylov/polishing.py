@@ -1,13 +1,14 @@
-"""Eigenpairs from products of lower precision, polished by a few products in ieee.
+"""Eigenpairs from products of lower precision, polished by a few products in full precision.
 
-A search by products A v + e ends in Ritz vectors whose residuals are the noise e. In its law A V' = V' T + Q' C
-(`spectra.krylov.lanczos`) the columns of T and C that belong to some vectors Z of V are then made anew by products in
-ieee: in the span of Z the law holds, and Rayleigh-Ritz with its residuals is that of A. Outside of Z it is off by the
-noise, of which a Ritz vector sees as little as it has outside of Z. So more steps with noisy products bring its
-residual down by about the noise once more, before the part of it outside of Z gets a product in ieee in its turn. That
-is iterative refinement, or Jacobi-Davidson (Sleijpen, van der Vorst 1996) with a correction in low precision that all
-pairs share. On spectra of networks with noise of 5e-4 and 5e-3, ten pairs took 10 to 24 products in ieee to a residual
-of 1e-3 and 20 to 33 to 1e-5; block Lanczos in ieee from the same vectors took 10 to 72 and 30 to 221.
+A search by noisy products A v + e ends in Ritz vectors with residuals as large as the noise e. In the Lanczos relation
+A V' = V' T + Q' C (`spectra.krylov.lanczos`), the columns of T and C for some vectors Z of V are then recomputed by
+products in full precision. In the span of Z the relation now holds for A itself, and Rayleigh-Ritz gives true
+residuals. Outside of Z the relation is wrong by the noise, but a Ritz vector has only a small part there. So further
+noisy steps reduce its residual by about the noise once more; then its part outside of Z gets a product in full
+precision in turn. This is iterative refinement, or Jacobi-Davidson (Sleijpen, van der Vorst 1996) with a correction in
+low precision that all pairs share. On spectra of networks with noise of 5e-4 and 5e-3, ten pairs took 10 to 24 products
+in full precision to a residual of 1e-3, and 20 to 33 to 1e-5; block Lanczos in full precision from the same vectors
+took 10 to 72 and 30 to 221.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from spectra.krylov.results import Eigenpairs, Progress, as_cpu_float64, select
 from spectra.operator import Counting, Noise, in_ieee
 from spectra.vectors import map_shards, norm, norms, on_device, sum_shards
 
-AHEAD = 0.3  # of the residuals that are allowed: how far noisy steps go
-FOUND = 0.5  # the square of the part of a Ritz vector in Z, from which on it is a pair that was found there
-OUTSIDE = 1e-3  # the square of the part of a vector outside of the basis, from which on it is missed there
-APART = 0.1  # the part of a direction that others do not have, from which on it gets a product of its own
+AHEAD = 0.3  # of the allowed residuals: how far noisy steps reduce them
+FOUND = 0.5  # squared norm of the part of a Ritz vector in Z, above which Z contains the pair
+OUTSIDE = 1e-3  # squared norm of the part of a vector outside of the basis, above which the vector is added to it
+APART = 0.1  # norm of the part of a direction outside the span of others, above which it gets its own product
 
 
 @dataclass
 class Polishing:
-    """The polishing of what a `search` has found by products of lower precision.
+    """The polishing of eigenpairs that a `search` found by products of lower precision.
 
     Attributes:
-        matrix: the matrix, whose products are of lower precision, and are counted.
-        noise: of its products.
-        search: has run to its end; its Lanczos run goes on here.
-        tolerance: the relative residual asked for, in ieee.
-        max_products: of the matrix, in all.
-        progress: called after each product or block of them.
+        matrix: the matrix with products of lower precision, which are counted.
+        noise: the noise of its products.
+        search: the finished search; its Lanczos run is continued.
+        tolerance: the relative residual asked for, in full precision.
+        max_products: the largest number of products in all.
+        progress: called after each product or block of products.
     """
 
     matrix: Counting
@@ -51,14 +52,14 @@ class Polishing:
     tolerance: float
     max_products: int
     progress: Progress | None = None
-    exact: int = 0  # the number of basis vectors in Z, which are the first
+    exact: int = 0  # the number of vectors in Z, which are the first of the basis
 
     def run(self, pairs: Eigenpairs) -> Eigenpairs:
-        """Polish the pairs that the search has found, and return what they have become."""
+        """Polish the pairs that the search found, and return the polished pairs."""
         search = self.search
         others = torch.ones(len(search.values), dtype=torch.bool)
         others[search.wanted()] = False
-        others = search.values[others]  # that noise may have put behind the wanted ones
+        others = search.values[others]  # noise may have ranked some of these below the wanted ones
         weights = self.weights_of(pairs.vectors)
         while self.multiply(weights):
             values, _, residuals = self.inside()
@@ -71,11 +72,11 @@ class Polishing:
 
     @property
     def left(self) -> int:
-        """The number of products that are left, beside one that checks the answer."""
+        """The number of products that are left, without one that checks the answer."""
         return self.max_products - self.matrix.products - 1
 
     def weights_of(self, vectors: Tensor) -> Tensor:
-        """The weights (m, k) of vectors (k, n) in the basis, which takes in those that were found outside of it."""
+        """The coefficients (m, k) of vectors (k, n) in the basis; vectors found outside of it are added first."""
         state = self.state
         for vector in vectors:
             inside = sum_shards(torch.matmul, state.basis, vector)
@@ -85,7 +86,7 @@ class Polishing:
         return as_cpu_float64(sum_shards(lambda basis, rows: basis @ rows.T, state.basis, vectors))
 
     def multiply(self, weights: Tensor) -> int:
-        """Take what vectors with these weights (m, j) have outside of Z into it, and return how many it gains."""
+        """Add to Z the parts outside of it of vectors with these weights (m, j), and return their number."""
         state = self.state
         rest = weights[self.exact :]
         lengths = torch.linalg.vector_norm(rest, dim=0)
@@ -93,7 +94,7 @@ class Polishing:
         directions, triangle = torch.linalg.qr(rest / torch.linalg.vector_norm(rest, dim=0))
         directions = directions[:, triangle.diagonal().abs() > APART][:, : max(0, self.left)]
         count = directions.shape[1]
-        state.lead(directions, self.exact)
+        state.rotate(directions, self.exact)
         images = products(in_ieee(self.matrix), state.basis[self.exact : self.exact + count]) if count else ()
         for image in images:
             state.correct(self.exact, image)
@@ -101,7 +102,7 @@ class Polishing:
         return count
 
     def inside(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The wanted Ritz pairs of the span of Z: values (k,), weights (|Z|, k) and residuals (k,), all in ieee."""
+        """The wanted Ritz pairs in the span of Z: values (k,), weights (|Z|, k) and residuals (k,)."""
         state, size = self.state, self.exact
         values, weights = torch.linalg.eigh(state.projected[:size, :size])
         wanted = select(values, self.search.k, self.search.which)
@@ -110,7 +111,7 @@ class Polishing:
         return values, weights, torch.linalg.vector_norm(outside, dim=0)
 
     def unsettled(self) -> Tensor:
-        """Which of the wanted Ritz pairs of the whole basis (k,) are not in Z with a residual that is allowed."""
+        """Which of the wanted Ritz pairs of the whole basis (k,) are not yet in Z with an allowed residual."""
         values, weights, residuals = self.inside()
         good = residuals <= self.allowed(values)
         _, coordinates, _ = self.state.ritz()
@@ -119,8 +120,9 @@ class Polishing:
         return unsettled if good.all() or unsettled.any() else torch.ones_like(unsettled)
 
     def search_on(self, unsettled: Tensor) -> Tensor:
-        """Extend the basis by noisy products along residuals, as far as noise lets them, and return the weights (m, j)
-        of the wanted Ritz vectors that are `unsettled`.
+        """Extend the basis by noisy products along residuals, as far as the noise allows.
+
+        Returns the weights (m, j) of the wanted Ritz vectors that are `unsettled`.
         """
         state, search = self.state, self.search
         while True:
@@ -140,7 +142,7 @@ class Polishing:
             state.extend(self.matrix)
 
     def answer(self, pairs: Eigenpairs, others: Tensor) -> Eigenpairs:
-        """The wanted pairs in the span of Z; `others` are values that the search has found beside them."""
+        """The wanted pairs in the span of Z; `others` are further values that the search found."""
         if self.exact < self.search.k:
             return replace(pairs, residuals=pairs.residuals + self.noise.norm, products=self.matrix.products)
         values, weights, residuals = self.inside()
@@ -168,9 +170,9 @@ class Polishing:
         )
 
     def relation_error(self, weights: Tensor) -> Tensor:
-        """How far rounding has violated the law for the vectors in Z with these weights (|Z|, k), by one product.
+        """Measure the violation of the Lanczos relation by rounding, for vectors in Z with these weights (|Z|, k).
 
-        As `Eigensolver.relation_error`.
+        It takes one product, as `Eigensolver.relation_error` does.
         """
         state = self.state
         signs = 2.0 * torch.randint(2, (weights.shape[1],), generator=self.search.generator) - 1

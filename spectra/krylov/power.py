@@ -34,10 +34,9 @@ def power_iteration(
 ) -> Eigenpairs:
     """Compute the `k` eigenvalues of largest magnitude by power iteration, each in the complement of those before.
 
-    The iteration stops on the residual |Au - lambda u|, since the change of lambda says nothing of it. At the end the
-    vectors are rotated among themselves (Rayleigh, Ritz), which takes the error of one out of the others. Two dominant
-    eigenvalues of opposite sign never converge, and are reported so. Of a matrix of lower precision,
-    products are taken in ieee.
+    The iteration stops on the residual |Au - lambda u|, because a small change of lambda does not imply a small
+    residual. A final Rayleigh-Ritz step on all vectors removes the error of each from the others. Two dominant
+    eigenvalues of opposite sign never converge; `converged` is then False. All products are in full precision.
 
     Args:
         operator: the matrix (n, n).
@@ -67,7 +66,7 @@ def power_iteration(
             vector = following / norm(following)
             image = counted @ vector
             value = dot(vector, image)
-            # The error of earlier vectors keeps A u from settling along them; only the rest of it tells of this one.
+            # Errors of earlier vectors prevent convergence along them; only the rest of A u belongs to this vector.
             following = deflated.project(image)
             residual = norm(following - value * vector)
             if not math.isfinite(residual):
@@ -75,7 +74,7 @@ def power_iteration(
             largest = max(largest, abs(value))
             if progress:
                 progress(products=counted.products, converged=len(basis), wanted=k, residual=residual)
-            # The rotation at the end may gather the residuals of up to k equal eigenvalues in one.
+            # The final Rayleigh-Ritz step may combine the residuals of up to k equal eigenvalues in one.
             allowed = allowed_residuals(as_cpu_float64([value]), largest, tolerance, operator.dtype).item()
             settled = residual <= allowed / k**0.5 or norm(following) == 0
             if settled or counted.products >= budget:
@@ -94,9 +93,7 @@ def power_iteration(
 
 
 def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues, eigenvectors and residuals |Au - lambda u| from the span of a basis (k, n) with images A u (k,
-    n).
-    """
+    """Eigenvalues, eigenvectors and residuals |Au - lambda u| in the span of a basis (k, n), given its products A u."""
     projected = as_cpu_float64(sum_shards(lambda u, v: u @ v.T, basis, images))
     values, coordinates = torch.linalg.eigh((projected + projected.T) / 2)
     order = select(values, len(values), "LM")

@@ -1,9 +1,9 @@
-"""The spectral preconditioner of a shifted matrix: known eigenvectors are solved for exactly, and then out of the way.
+"""Spectral preconditioner of A + damping I: known eigenvectors no longer slow the convergence of an iterative solver.
 
-For orthonormal eigenvectors U of A + damping I with eigenvalues L, M^(1/2) = I + U'((level / |L|)^(1/2) - 1)U makes all
-of L `level` in M^(1/2) (A + damping I) M^(1/2), up to sign, where `level` is a size of the other eigenvalues. The
-method then works on that matrix as on any other. Eigenvectors that are known to a tolerance only, or not at all those
-of the matrix, change the number of steps, not the solution.
+For orthonormal eigenvectors U of A + damping I with eigenvalues L, let M^(1/2) = I + U'((level / |L|)^(1/2) - 1)U. In
+M^(1/2) (A + damping I) M^(1/2) each of these eigenvalues is +-`level`, a typical size of the other eigenvalues. The
+solver then works on that matrix as on any other. Inaccurate eigenvectors, or those of another matrix, change the number
+of steps, not the solution.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from spectra.vectors import map_shards, norm, on_device, sum_shards
 
 @dataclass(frozen=True)
 class SpectralPreconditioner:
-    """The preconditioner of known eigenvectors."""
+    """The preconditioner made from known eigenvectors."""
 
     basis: Tensor  # (m, n), orthonormal rows, in the memory of the device or of its host
     values: Tensor  # (m,), float64: eigenvalues of A + damping I
-    level: float  # a size of the other eigenvalues
+    level: float  # a typical size of the other eigenvalues
     device: torch.device  # of the matrix
 
     def vector(self, index: int) -> Tensor:
@@ -48,7 +48,7 @@ class SpectralPreconditioner:
         return on_device(map_shards(lambda part, basis: basis.T @ along, vector, self.basis), device)
 
     def around(self, run: ReverseCommunication) -> ReverseCommunication:
-        """Give a method M^(1/2) A M^(1/2) in place of A, and return its answer."""
+        """Run a method on M^(1/2) A M^(1/2) in place of A, and return its answer."""
 
         def multiply(vector: Tensor) -> ReverseCommunication:
             return self.root((yield self.root(vector)))
@@ -59,11 +59,10 @@ class SpectralPreconditioner:
 def spectral_preconditioner(
     operator: SymmetricOperator, known: Eigenpairs, damping: float, b: Tensor
 ) -> SpectralPreconditioner | None:
-    """The preconditioner for A + damping I, which `operator` is, at the price of one product.
+    """Make the preconditioner for `operator`, which is A + damping I, by one product.
 
     The level is |A w| / |w| for the part w of b (n,) that is orthogonal to the eigenvectors: it lies among the sizes of
-    the other eigenvalues. Pairs whose shifted eigenvalue is less than its residual are left out; None where none are
-    left.
+    the other eigenvalues. Pairs with a shifted eigenvalue below the residual are left out; None if none remain.
     """
     values = known.values + damping
     good = (values.abs() > known.residuals).nonzero().flatten()

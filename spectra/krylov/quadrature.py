@@ -1,9 +1,9 @@
 """Stochastic Lanczos quadrature: nodes and weights of the spectral distribution, one row a probe.
 
-For a unit vector v, Gauss quadrature of v'f(A)v has the Ritz values for nodes and the squared first components of
-the eigenvectors of T for weights (Golub, Meurant 1994); over random v its mean is tr f(A) / n (Lin, Saad, Yang
-2016; Ghorbani, Krishnan, Xiao 2019). A lone eigenvalue's weight would vary by sqrt(2 / probes) of itself, so what a
-first run finds to convergence is projected out and counted exactly (explicit deflation: Bhattacharjee et al. 2025).
+For a unit vector v, Gauss quadrature of v'f(A)v has the Ritz values as nodes and the squared first components of the
+eigenvectors of T as weights (Golub, Meurant 1994); over random v its mean is tr f(A) / n (Lin, Saad, Yang 2016;
+Ghorbani, Krishnan, Xiao 2019). The weight of a single eigenvalue would have a relative error of sqrt(2 / probes), so
+eigenpairs that converge in a first run are deflated and counted exactly (Bhattacharjee et al. 2025).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spectra.operator import Counting, Shaped, checkpointed
 from spectra.product_checks import noise_of
 from spectra.vectors import on_device, without_autocast
 
-BESIDES = 4  # vectors that a run holds besides its basis while a product is taken in
+BESIDES = 4  # vectors in memory besides the basis of a run, while a product is added to it
 
 
 @without_autocast()
@@ -49,23 +49,23 @@ def spectral_measure(
     Each of `probes` random vectors gives a quadrature of `steps` nodes. A first run of `steps` products finds
     eigenpairs that are then deflated. Probes advance together, as many at a time as memory holds.
 
-    With products of lower precision, A v_j + e_j, each run is an exact Lanczos run of a matrix A + D near A: with F the
-    matrix of columns e_j, A V' = V'T + r e' - F holds exactly for the symmetric D = FV + V'F' - V'(VF)V, since VF is
-    symmetric with T and V A V'. So |D| is about the noise |e_j|, and no eigenvalue is off by more than |D| (Weyl). The
-    field `noise` of the result holds it.
+    With products of lower precision, A v_j + e_j, each run is an exact Lanczos run of a nearby matrix A + D. With F the
+    matrix with columns e_j, A V' = V'T + r e' - F holds exactly for the symmetric D = FV + V'F' - V'(VF)V, because VF
+    is symmetric like T and V A V'. So |D| is about the noise |e_j|, and no eigenvalue is wrong by more than |D| (Weyl).
+    The result holds |D| as `noise`.
 
     Args:
         operator: the matrix (n, n), in any form that `spectra.as_operator` takes.
         probes: the number of random vectors.
         steps: the number of Lanczos steps for each vector.
-        known: eigenpairs to deflate from the start; the first run then looks for others beside them.
+        known: eigenpairs to deflate from the start; the first run then searches for further ones.
         seed: the seed of the random vectors, used where no `generator` is given.
         generator: a torch.Generator on the CPU, used instead of the seed.
-        max_products: the largest number of products, by default (1 + probes) steps. Where it ends the run early, the
-            last probe is short or missing and `converged` is False.
+        max_products: the largest number of products, by default (1 + probes) steps. If it is reached, the last probe is
+            short or missing and `converged` is False.
         largest_basis: the number of vectors held at a time, by default what a quarter of the device's memory holds.
-        basis: the memory that holds the Lanczos bases: device, host (for a matrix on a GPU), or auto, which takes the
-            host's where a quarter of the device's is too little for one.
+        basis: the memory that holds the Lanczos bases: device, host (for a matrix on a GPU), or auto, which is the host
+            if a quarter of the device's memory is too little for one basis.
         progress: a function that is called as the runs advance.
 
     Returns:
@@ -88,7 +88,7 @@ def spectral_measure(
     n, noise = operator.shape[0], noise_of(counted, generator).norm
 
     def run(count: int, pairs: tuple[Tensor, Tensor], done: int) -> list[Lanczos]:
-        """So many runs beside these pairs, to their ends, the budget's, or a product that is not finite."""
+        """Make `count` runs with these pairs deflated, until they or the budget end, or a product is not finite."""
         how = {"known": pairs, "rows": steps + 1, "place": place.device}
         states = [begin(counted, random_start(counted, generator), **how) for _ in range(count)]
         going = states
@@ -100,7 +100,7 @@ def spectral_measure(
         return states
 
     def quadratures(count: int, pairs: tuple[Tensor, Tensor], done: int) -> tuple[list, bool]:
-        """Nodes and weights of so many runs, and whether each took all its steps."""
+        """The nodes and weights of `count` runs, and whether each took all its steps."""
         states = run(count, pairs, done)
         complete = all(state.finite and (state.size == steps or not len(state.pending)) for state in states)
         return [gauss_quadrature(state) for state in states], complete
@@ -108,15 +108,15 @@ def spectral_measure(
     pairs = (known.values, on_device(known.vectors, place.device)) if known else no_pairs(operator, place.device)
     if len(pairs[0]) < n:
         (first,) = run(1, pairs, 0)
-        if counted.products >= limit or not first.finite:  # no probes can follow: the first run is the one there is
+        if counted.products >= limit or not first.finite:  # no budget for probes, so the first run is the result
             alone = pack([gauss_quadrature(first)], pairs[0], n, counted.products, converged=False)
             return replace(alone, noise=noise)
         pairs = converged_pairs(first)
-        del first  # at their largest, bases are all the memory there is
+        del first  # a basis may take all memory
     atoms = pairs[0]
     rows = [(atoms[:0], atoms[:0])] * (probes if len(atoms) == n else 0)
     widest = columns(largest - len(atoms), min(steps + 1, n - len(atoms)) + BESIDES)
-    if place.device.type != operator.device.type:  # where only what is multiplied and its image lie
+    if place.device.type != operator.device.type:  # which holds only inputs and products
         widest = min(widest, columns(fitting_vectors(operator), BESIDES))
     complete = True
     while len(rows) < probes and counted.products < limit and complete:
@@ -129,7 +129,7 @@ def spectral_measure(
 
 
 def basis_of(operator: Shaped, steps: int, choice: str = "auto", refuse: bool = True) -> Placement:
-    """The place of the basis of one run of so many steps. Raises SpectraError where no memory holds it."""
+    """Choose the memory for the basis of one run of `steps` steps. Raises SpectraError if it does not fit."""
     wanted = min(steps + 1, operator.shape[0]) + BESIDES
     place = placement(operator, wanted, choice)
     if refuse:
@@ -140,7 +140,7 @@ def basis_of(operator: Shaped, steps: int, choice: str = "auto", refuse: bool = 
 
 
 def converged_pairs(state: Lanczos) -> tuple[Tensor, Tensor]:
-    """Values (k,) and vectors (k, n): those known to a run, and what it found with residuals small against values."""
+    """Values (k,) and vectors (k, n) of a run's known pairs, and of its Ritz pairs with small relative residuals."""
     values, coordinates, residuals = state.ritz()
     good = residuals <= CONVERGED * values.abs()
     vectors = state.vectors(coordinates[:, good])
@@ -155,7 +155,10 @@ def gauss_quadrature(state: Lanczos) -> tuple[Tensor, Tensor]:
 
 
 def pack(rows: list, atoms: Tensor, n: int, products: int, converged: bool) -> SpectralMeasure:
-    """One measure: atoms of weight 1/n first, the rest scaled to (n - k) / n; short rows end in weight zero."""
+    """Combine rows into one measure: atoms of weight 1/n first, the rest scaled to (n - k) / n.
+
+    Short rows are padded with weight zero.
+    """
     longest = max(len(nodes) for nodes, _ in rows)
     rest = 1 - len(atoms) / n
     all_nodes, all_weights = [], []

@@ -17,7 +17,7 @@ Pairs = TypeVar("Pairs", "Eigenpairs", "BlockEigenpairs")
 
 
 class Progress(Protocol):
-    """A function that a method calls as it goes on, with the products so far and other numbers by keyword."""
+    """A function that a method calls while it runs, with the products so far and other numbers by keyword."""
 
     def __call__(self, *, products: int, **numbers: float) -> None: ...
 
@@ -37,9 +37,9 @@ class Eigenpairs:
         products: the number of matrix-vector products.
         converged: whether all pairs have met the tolerance.
         complete: whether a search of the orthogonal complement excludes missed eigenvalues, with probability 0.99; None
-            where there was no search.
+            without a search.
         complement: bounds of the matrix on the orthogonal complement, with probability 0.99; None without a search.
-        beside: the least and the largest value that the search found beside the listed ones; None without a search.
+        beside: the smallest and the largest further value that the search found; None without a search.
         sampling_errors: the standard errors of the values (k,), for a matrix that is itself an estimate; else None.
     """
 
@@ -58,13 +58,13 @@ class Eigenpairs:
 
     @property
     def holds_vectors(self) -> bool:
-        """Whether the eigenvectors are there; False where they were dropped to save memory, and `vectors` is nan."""
+        """Whether the eigenvectors are present; False if they were dropped to save memory, and `vectors` is nan."""
         return self.vectors.numel() < 2 or any(self.vectors.stride())
 
 
 @dataclass(frozen=True)
 class BlockEigenpairs:
-    """The eigenpairs of N diagonal blocks of d rows, as `Eigenpairs` has those of one matrix."""
+    """The eigenpairs of N diagonal blocks of d rows; the fields are those of `Eigenpairs` with a first dimension N."""
 
     values: Tensor  # (N, k), float64
     vectors: Tensor  # (N, k, d)
@@ -78,17 +78,17 @@ class BlockEigenpairs:
 
     @property
     def holds_vectors(self) -> bool:
-        """Whether the eigenvectors are there, and not what `without_vectors` puts in their place."""
+        """Whether the eigenvectors are present; False if they were dropped to save memory, and `vectors` is nan."""
         return self.vectors.numel() < 2 or any(self.vectors.stride())
 
 
 def without_vectors(pairs: Pairs) -> Pairs:
-    """The pairs with nan in place of their eigenvectors, of the same shape, which takes no memory."""
+    """Replace the eigenvectors of pairs by nan of the same shape, which takes no memory."""
     return replace(pairs, vectors=torch.tensor(math.nan, dtype=pairs.vectors.dtype).expand(pairs.vectors.shape))
 
 
 def no_eigenpairs(operator: SymmetricOperator, count: int, products: int) -> Eigenpairs:
-    """The result for a matrix whose products are not finite: `count` pairs of nan."""
+    """The result if products are not finite: `count` pairs of nan."""
     missing = torch.full((count,), float("nan"), dtype=torch.float64)
     vectors = empty_rows(operator, count)
     return Eigenpairs(missing, vectors.fill_(math.nan), missing, missing, products, converged=False)
@@ -100,7 +100,7 @@ class TraceEstimate:
 
     Attributes:
         value: the estimate.
-        standard_error: its standard error; 0.0 where the trace is exact.
+        standard_error: its standard error; 0.0 if the trace is exact.
         products: the number of matrix-vector products.
         converged: whether the standard error has met the tolerance.
         sampling_error: the part of the standard error that comes from a matrix that is itself an estimate.
@@ -115,11 +115,11 @@ class TraceEstimate:
 
 @dataclass(frozen=True)
 class BlockTraces:
-    """The traces of N diagonal blocks, with their standard errors, which are 0.0 where they are exact."""
+    """The traces of N diagonal blocks, with their standard errors, which are 0.0 for exact traces."""
 
     values: Tensor  # (N,), float64
     errors: Tensor  # (N,)
-    spread: float  # standard deviation over blocks, less what the errors add to it
+    spread: float  # standard deviation over blocks, corrected for the errors
     spread_error: float
     products: int
     converged: bool
@@ -139,7 +139,7 @@ class BlockTraces:
 
 
 def exact_trace(value: float, products: int) -> TraceEstimate:
-    """A trace without error; nan where a product was not finite."""
+    """An exact trace; nan if a product was not finite."""
     finite = math.isfinite(value)
     return TraceEstimate(value, 0.0 if finite else math.nan, products, converged=finite)
 
@@ -150,15 +150,15 @@ class Solution:
 
     Attributes:
         x: the solution, (n,) or (n, k) as b.
-        residuals: |b - (A + damping I) x| of each right-hand side (k,), float64, measured by a product of their own.
+        residuals: |b - (A + damping I) x| of each right-hand side (k,), float64, measured by a further product.
         relative_residuals: the residuals over |b| (k,).
-        error_bounds: bounds of |x - x*|, with x* the exact solution (k,): the residual over a lower bound of the lowest
-            eigenvalue; nan where no such bound is known.
+        error_bounds: bounds on |x - x*|, with x* the exact solution (k,): the residual over a lower bound on the lowest
+            eigenvalue; nan if no such bound is known.
         methods: the method of each right-hand side, cg or minres.
         damping: the damping.
-        curvatures: the negative d'(A + damping I)d that cg met along a direction d of norm 1 (k,), which shows that the
-            matrix is not positive definite; nan where none was met.
-        directions: these d, (n,) or (n, k), zero where none was met; None where none was met at all.
+        curvatures: the negative d'(A + damping I)d that cg found along a direction d of norm 1 (k,), which shows that
+            the matrix is not positive definite; nan where it found none.
+        directions: these d, (n,) or (n, k), zero where cg found none; None if it found none for any right-hand side.
         products: the number of matrix-vector products.
         converged: whether all right-hand sides have met the tolerance.
     """
@@ -178,34 +178,34 @@ class Solution:
 
     @property
     def negative_curvature(self) -> bool:
-        """Whether cg met a direction of negative curvature."""
+        """Whether cg found a direction of negative curvature."""
         return self.directions is not None
 
     @property
     def least_damping(self) -> float:
-        """The damping below which A + damping I cannot be positive definite, by the curvature that cg met, or nan.
+        """The damping below which A + damping I is not positive definite, from the curvature that cg found, or nan.
 
-        A damping that is large enough follows from the lowest eigenvalue (`spectra.damping_for`).
+        `spectra.damping_for` computes a damping that is large enough, from the lowest eigenvalue.
         """
         met = self.curvatures[~self.curvatures.isnan()]
         return self.damping - met.min().item() if len(met) else math.nan
 
     @property
     def note(self) -> str:
-        """One line on why columns have not converged, and what to do; empty where all have converged."""
+        """One line on why columns have not converged, and what to do; empty if all have converged."""
         if self.converged:
             return ""
         if not self.residuals.isfinite().all():
-            return "a product is not finite: look at what `operator` returns"
+            return "a product is not finite; check what `operator` returns"
         if self.negative_curvature and "cg" in self.methods:
             return (
-                f"negative curvature was met: give `damping` above {self.least_damping:.6g} at least (`damping_for` "
-                "finds what is enough), or `method` minres"
+                "cg found negative curvature, so A + damping I is not positive definite: give `damping` above "
+                f"{self.least_damping:.6g} (`damping_for` computes one that is enough), or `method` minres"
             )
         return (
-            f"a residual of {self.relative_residuals.max():.1e} of |b| is left: raise `max_products` or `damping`, or "
-            "give a larger `tolerance`; a singular matrix has no solution for some b, and a higher precision helps "
-            "where rounding is the limit"
+            f"the relative residual is {self.relative_residuals.max():.1e}, above `tolerance`: raise `max_products`, "
+            "`damping` or `tolerance`; with a singular matrix there may be no solution, and if rounding is the limit, "
+            "use float64"
         )
 
 
@@ -226,16 +226,17 @@ def select(values: Tensor, k: int, which: str) -> Tensor:
 class SpectralMeasure:
     """The distribution of a matrix's eigenvalues, as nodes and weights of a quadrature, one row for each random vector.
 
-    Row l stands for the measure sum_i weights[l, i] delta(nodes[l, i]), whose mass is 1. Rows shorter than the longest
-    end in nodes of weight zero. Densities, ranks and log-determinants are all computed from these numbers.
+    Row l is the measure sum_i weights[l, i] delta(nodes[l, i]), with mass 1. Rows shorter than the longest are padded
+    with nodes of weight zero. Densities, ranks and log-determinants are all computed from these numbers.
 
     Attributes:
         nodes: the nodes (probes, steps), float64, in units of the eigenvalues.
         weights: their weights (probes, steps), float64.
         dimension: the number of rows n of the matrix.
-        deflated: how many of the first nodes of every row are eigenvalues found beforehand, of weight 1/dimension each.
+        deflated: the number of eigenvalues found beforehand; they are the first nodes of every row, each with weight
+            1/dimension.
         products: the number of matrix-vector products.
-        noise: for products of lower precision, by how much (in norm) the matrix that a row describes is off; else 0.
+        noise: for products of lower precision, the norm of the error of the matrix that a row describes; else 0.
         converged: whether every probe asked for took all its steps, or ended early because it was exact.
     """
 

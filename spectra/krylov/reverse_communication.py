@@ -1,6 +1,6 @@
 """Reverse communication: a method yields the vectors to be multiplied, and is sent their products (as ARPACK does it).
 
-It need not know how products are made, so several runs of methods may share one.
+The method does not know how products are computed, so the runs of several methods may share one product.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def serve_products(run: ReverseCommunication, operator: SymmetricOperator) -> An
     try:
         wanted = run.send(None)
         while True:
-            product = (operator @ wanted).detach()  # of a matrix made of parameters
-            del wanted  # before the next is made, since each may be a good part of the device's memory
+            product = (operator @ wanted).detach()  # the matrix may require gradients
+            del wanted  # before the next one: each may take a large part of the device's memory
             wanted = run.send(product)
             del product
     except StopIteration as end:
@@ -39,9 +39,9 @@ def serve_together(
 
     Args:
         runs: the methods.
-        multiply: makes the products of all vectors that are waited for, by the number of the run.
-        report: called after each joint product with the number of runs that have no answer.
-        most: the largest number of runs that are under way at a time; None: all.
+        multiply: computes the products of all requested vectors, given by the index of the run.
+        report: called after each joint product with the number of runs that have not finished.
+        most: the largest number of runs that are active at a time; None: all.
     """
     answers: dict[int, Any] = {}
     products: dict[int, Tensor | None] = {}
@@ -64,7 +64,7 @@ def serve_together(
 def with_products(
     run: ReverseCommunication, multiply: Callable[[Tensor], ReverseCommunication]
 ) -> ReverseCommunication:
-    """Run a method whose products `multiply` makes, itself by reverse communication, and return its answer."""
+    """Run a method with products by `multiply`, which uses reverse communication itself, and return its answer."""
     product = None
     while True:
         try:

@@ -1,8 +1,8 @@
-"""Errors of a matrix that is itself an estimate, as from samples: beside those of the methods.
+"""Sampling errors of a matrix that is itself an estimate, in addition to the errors of the methods.
 
-Such an operator tells its errors by two optional members: `standard_errors(vectors)`, the standard errors (k,) of u'Au
-for the columns u of (n, k), and `trace_error()`, that of its trace. For a unit eigenvector u, the first is the error of
-its eigenvalue to first order (Rayleigh, Schrödinger).
+Such an operator has two optional methods: `standard_errors(vectors)` returns the standard errors (k,) of u'Au for the
+columns u of (n, k), and `trace_error()` the standard error of the trace. For a unit eigenvector u, the first is the
+error of its eigenvalue to first order (Rayleigh, Schrödinger).
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from spectra.vectors import full_tensor
 
 
 def with_sampling_errors(pairs: Eigenpairs, operator: SymmetricOperator) -> Eigenpairs:
-    """The pairs with the standard errors of their eigenvalues, where the operator tells them."""
+    """Add the standard errors of the eigenvalues to pairs, if the operator provides them."""
     errors = find_on("standard_errors", operator)
     if errors is None or not len(pairs.values):
         return pairs
     columns = full_tensor(pairs.vectors).to(operator.device).T.contiguous()
-    return replace(pairs, sampling_errors=told("standard_errors", lambda: errors(columns), (len(pairs.values),)))
+    return replace(pairs, sampling_errors=provided("standard_errors", lambda: errors(columns), (len(pairs.values),)))
 
 
-def told(name: str, member: Callable[[], Any], shape: tuple[int, ...]) -> Tensor:
-    """The errors that a member of an operator returns, in float64. Raises SpectraError where they are none."""
+def provided(name: str, method: Callable[[], Any], shape: tuple[int, ...]) -> Tensor:
+    """The standard errors that a method of an operator returns, in float64. Raises SpectraError if they are invalid."""
     try:
-        found = as_cpu_float64(torch.as_tensor(member()))
+        found = as_cpu_float64(torch.as_tensor(method()))
     except SpectraError:
         raise
     except Exception as error:
         text = f"its {name} failed with {describe(error)}; SPECTRA_TRACEBACK=1 shows where"
         raise SpectraError(f"`operator`: {text}") from error
     if found.shape != shape or (found < 0).any():
-        came = f"an error below zero, {found.min():.2g}" if found.shape == shape else f"of shape {tuple(found.shape)}"
+        came = f"a negative error, {found.min():.2g}" if found.shape == shape else f"shape {tuple(found.shape)}"
         raise SpectraError(f"`operator`: its {name} returned {came}; return standard errors of shape {shape}")
     return found
 
 
 def with_sampling_error(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
-    """Wrap a trace estimator: its standard error holds that of the sample too, where the operator tells it."""
+    """Wrap a trace estimator: add the sampling error of the operator, if it provides one, to the standard error."""
 
     def estimate(operator: SymmetricOperator, **options) -> TraceEstimate:
         found = method(operator, **options)
         error = find_on("trace_error", operator)
         if error is None:
             return found
-        own = told("trace_error", error, ()).item()
+        own = provided("trace_error", error, ()).item()
         return replace(found, standard_error=math.hypot(found.standard_error, own), sampling_error=own)
 
     return estimate

@@ -1,8 +1,8 @@
 """A sketch A W of a matrix by random signs W, and estimates from it with some test vectors left out.
 
-Q is an orthonormal basis of A W = Q R. The columns of Q R^-T are orthogonal to all columns of A W but one each: what Q
-spans without some test vectors is the complement of theirs. So all that leaves vectors out happens along Q, without
-products and without another factorisation (after Epperly, Tropp, Webber 2024, who leave out one at a time).
+Q is an orthonormal basis of A W = Q R. Each column of Q R^-T is orthogonal to all columns of A W except one. So without
+some test vectors, Q spans the complement of their columns of Q R^-T, and vectors can be left out in coordinates along
+Q, without products or another factorisation (after Epperly, Tropp, Webber 2024, who leave out one at a time).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from spectra.vectors import map_shards, orthonormal, row_dots, sum_shards
 
 
 class Sketch:
-    """Test vectors W, A W, the basis Q of A W, and A Q, all as rows (q, n). Products once made are kept."""
+    """Test vectors W, A W, the basis Q of A W, and A Q, all as rows (q, n); it grows without repeating products."""
 
     def __init__(self, operator: SymmetricOperator, place: torch.device | None = None):
-        self.operator, self.place = operator, place or operator.device  # on which all of them lie
+        self.operator, self.place = operator, place or operator.device  # the device of all of them
         self.tests = self.images = self.basis = self.basis_images = empty_rows(operator, 0, self.place)
         self.triangle = torch.zeros(0, 0, dtype=torch.float64)
 
@@ -58,10 +58,9 @@ class Sketch:
         return (self.operator @ rows.T).T if self.place == self.operator.device else products(self.operator, rows)
 
     def outside(self, new: Tensor, generator: torch.Generator) -> Tensor:
-        """Orthonormal directions outside the basis, from `new` (k, n).
+        """Orthonormalise `new` (k, n) outside the basis, with random directions in place of those mostly inside it.
 
-        Random directions stand for those that lie mostly inside the basis. New directions of A W are orthogonal to it;
-        random ones, where A W is short of rank, need not be.
+        New directions of A W are orthogonal to the basis. If A W is rank-deficient, some are arbitrary and need not be.
         """
         directions, triangle = orthonormal(new)
         spare = triangle.diagonal().abs()[:, None] < 0.5
@@ -103,7 +102,7 @@ def others(count: int, left_out: Sequence[int]) -> list[int]:
 
 
 def inverse(triangle: Tensor) -> Tensor:
-    """The inverse of R; zero where A W is short of rank, since A W without any one column then spans the same space."""
+    """The inverse of R, or zero if A W is rank-deficient: leaving out one column then does not change its span."""
     diagonal = triangle.diagonal().abs()
     if diagonal.min() <= torch.finfo(torch.float64).eps * len(diagonal) * diagonal.max():
         return torch.zeros_like(triangle)
@@ -112,22 +111,22 @@ def inverse(triangle: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Coordinates:
-    """The coordinates of some of the test vectors, along the Q of all: float64, one column a vector.
+    """The coordinates of some of the test vectors along the Q of all: float64, one column per vector.
 
-    With P = I - NN', where N is what Q has lost with the test vectors left out, they are those of P Q'.
+    N spans the directions that Q loses with the vectors left out, and P = I - NN' projects them out.
     """
 
     removed: Tensor  # N (q, g), orthonormal
     projected: Tensor  # H = P Q'A Q P (q, q)
-    lone: Tensor  # along what a vector alone has brought into Q, of any length
-    projected_lone: Tensor  # H of it
+    lone: Tensor  # the direction that only this vector contributes to Q, of any length
+    projected_lone: Tensor  # H times `lone`
     along: Tensor  # P Q'w_i
-    projected_along: Tensor  # H of it
+    projected_along: Tensor  # H times `along`
     images_along: Tensor  # P Q'A w_i
     quadratic: Tensor  # w_i'A w_i
 
     def without(self, left_out: Sequence[int]) -> Coordinates:
-        """The coordinates of fewer test vectors, for the Q that these span."""
+        """The coordinates with some test vectors left out, for the Q that the others span."""
         kept = others(len(self.quadratic), left_out)
         removed = self.lone[:, left_out]
         removed = torch.linalg.qr(removed)[0] if removed.any() else removed[:, :0]
@@ -138,7 +137,7 @@ class Coordinates:
             return columns - removed @ (removed.T @ columns)
 
         def again(columns: Tensor, images: Tensor) -> Tensor:
-            """P H P of columns of which the images under H are there."""
+            """P H P times columns, given H times them."""
             return inside(images[:, kept] - across @ (removed.T @ columns[:, kept]))
 
         return Coordinates(
@@ -153,12 +152,12 @@ class Coordinates:
         )
 
     def alone(self) -> tuple[Tensor, Tensor]:
-        """Unit columns s_i along what only w_i has brought into Q, zero where that is nothing; and H s_i."""
+        """Unit columns s_i along the direction that only w_i contributes to Q, zero if there is none; and H s_i."""
         lengths = torch.linalg.vector_norm(self.lone, dim=0)
         lengths[lengths == 0] = 1
         return self.lone / lengths, self.projected_lone / lengths
 
     def left(self, alone: Tensor, projected_alone: Tensor) -> tuple[Tensor, Tensor]:
-        """Q_i'w_i and H Q_i'w_i: the coordinates of each vector along the Q that is left without it."""
+        """Q_i'w_i and H Q_i'w_i: the coordinates of each vector along the Q of the other vectors."""
         own = (alone * self.along).sum(dim=0)
         return self.along - alone * own, self.projected_along - projected_alone * own

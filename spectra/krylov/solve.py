@@ -1,6 +1,6 @@
 """Inverse products (A + damping I)^-1 b by conjugate gradients or MINRES, each with its true residual.
 
-Right-hand sides are independent solves, which advance together: one joint product a step.
+Right-hand sides are solved independently, but advance together, with one joint product per step.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from spectra.operator import Counting, Shifted, SymmetricOperator, in_ieee, mesh
 from spectra.vectors import WITHIN, all_finite, dot, map_shards, norm, out_of_scale, sharded, without_autocast
 
 METHODS = {"cg": conjugate_gradients, "minres": minres}
-RESIDUAL = 1e-5  # of the right-hand side, unless it is given
-PRODUCTS = 10_000  # a column, unless their number is given
-MARGIN = 0.9  # of the residual asked for, to which a method goes, so that rounding rarely costs a second pass
-FURTHER = 0.25  # of that, to which a pass goes after one that has missed it
-PROGRESS = 0.5  # a pass that leaves more than this of the residual is the last: what is left is rounding
-EACH = 10  # vectors that the solution of a column holds at its peak
+RESIDUAL = 1e-5  # default relative residual
+PRODUCTS = 10_000  # default budget of a column
+MARGIN = 0.9  # of the tolerance: the target of a pass, so that rounding rarely makes a second pass necessary
+FURTHER = 0.25  # factor on the target after a pass that missed the tolerance
+PROGRESS = 0.5  # a pass that leaves more than this share of the residual is the last, because the rest is rounding
+EACH = 10  # vectors in memory for the solution of a column, at the peak
 
 
 @without_autocast()
@@ -51,10 +51,10 @@ def solve(
 ) -> Solution:
     """Solve (A + damping I) x = b for a symmetric matrix A, by conjugate gradients (CG) or MINRES.
 
-    CG needs a positive definite matrix. MINRES takes any symmetric matrix, and holds three vectors more. Where CG meets
-    a direction d of negative curvature, d'(A + damping I)d < 0, it stops; the result holds d and its curvature, and x
-    is the step that truncated Newton methods take (Steihaug 1983). Residuals are measured by a product of their own;
-    where rounding has left one above the tolerance, the method goes on from there. All products are in full precision,
+    CG needs a positive definite matrix. MINRES takes any symmetric matrix, and needs three vectors more. If CG finds a
+    direction d of negative curvature, d'(A + damping I)d < 0, it stops; the result holds d and its curvature, and x is
+    the step that truncated Newton methods take (Steihaug 1983). Residuals are measured by a further product; if
+    rounding has left one above the tolerance, the method continues from there. All products are in full precision,
     whatever the precision of the matrix.
 
     The sources are Hestenes and Stiefel (1952) for CG, and Paige and Saunders (1975) for MINRES.
@@ -63,7 +63,7 @@ def solve(
         operator: the matrix A (n, n), in any form that `spectra.as_operator` takes.
         b: the right-hand side (n,), or k of them as columns (n, k), in the operator's dtype; a tensor or a NumPy array.
         damping: a number of either sign that is added to every eigenvalue.
-        method: cg, minres, or None: cg first, and minres for the columns where cg meets negative curvature.
+        method: cg, minres, or None: cg first, and minres for the columns where cg finds negative curvature.
         tolerance: the relative residual |b - (A + damping I) x| / |b| at which a column has converged.
         known: eigenpairs of A, as `eigenpairs` finds them. The system is solved along them directly, and the method
             sees only the rest of the spectrum. They take one product, and one more for each column.
@@ -113,7 +113,7 @@ class Column:
     x: Tensor  # (n,)
     residual: float  # |b - (A + damping I) x|
     method: str
-    direction: Tensor | None = None  # of negative curvature (n,), where it was met
+    direction: Tensor | None = None  # of negative curvature (n,), if one was found
     curvature: float = math.nan
 
 
@@ -121,8 +121,7 @@ class Column:
 class ColumnSolver:
     """The solution of one right-hand side by reverse communication; `solve` runs it.
 
-    The fields are those of `solve`. Vectors are divided by |b|, so that neither small nor large ones leave the range of
-    numbers.
+    The fields are those of `solve`. Vectors are divided by |b|, so that they neither underflow nor overflow.
     """
 
     b: Tensor  # (n,)
@@ -138,20 +137,17 @@ class ColumnSolver:
         return (yield vector)
 
     def solve(self) -> ReverseCommunication:
-        """Solve by the method asked for, or by CG and then by MINRES where that meets negative curvature.
-
-        Returns a Column.
-        """
+        """Solve by the method asked for, or by CG, and by MINRES if CG finds negative curvature; return a Column."""
         if not (size := norm(self.b)):
             return Column(torch.zeros_like(self.b), 0.0, self.method or "cg")
-        column = yield from self.by(self.method or "cg", self.b / size)
+        column = yield from self.passes(self.method or "cg", self.b / size)
         if self.method is None and column.direction is not None:
-            indefinite = yield from self.by("minres", self.b / size)
+            indefinite = yield from self.passes("minres", self.b / size)
             column = replace(indefinite, direction=column.direction, curvature=column.curvature)
         return replace(column, x=column.x * size, residual=column.residual * size)
 
-    def by(self, method: str, b: Tensor) -> ReverseCommunication:
-        """Solve for b of norm 1 by passes, each of which begins with the residual that the one before has left."""
+    def passes(self, method: str, b: Tensor) -> ReverseCommunication:
+        """Solve for b of norm 1 by passes, each of which solves for the residual of the one before."""
         x, residual, left = torch.zeros_like(b), b, 1.0
         target = MARGIN * self.tolerance
         least = 2 if self.preconditioner is None else 3  # products of a pass: a step, and residuals
@@ -162,7 +158,7 @@ class ColumnSolver:
             tried = x + iterate.x
             remaining = b - (yield from self.multiply(tried))
             before, now = left, norm(remaining)
-            if now < left or (method == "cg" and residual is b):  # |r| need not fall where what CG minimises does
+            if now < left or (method == "cg" and residual is b):  # CG minimises another norm, so |r| may rise
                 x, residual, left = tried, remaining, now
             if iterate.direction is not None:
                 return Column(x, left, method, iterate.direction, iterate.curvature)
@@ -172,9 +168,9 @@ class ColumnSolver:
         return Column(x, left, method)
 
     def known_curvature(self) -> ReverseCommunication:
-        """The known eigenvector of the lowest eigenvalue as an Iterate, where that is negative by a product; or None.
+        """Check by one product whether the lowest known eigenvalue is negative: its eigenvector as an Iterate, or None.
 
-        The method itself, which leaves the eigenvectors out, would not meet it.
+        The method itself would not find this direction, because the known eigenvectors are solved for separately.
         """
         known = self.preconditioner
         if known is None or known.values.min() >= 0 or self.most < 1:
@@ -184,7 +180,7 @@ class ColumnSolver:
         return Iterate(torch.zeros_like(direction), direction, curvature) if curvature < 0 else None
 
     def one_pass(self, method: str, b: Tensor, target: float) -> ReverseCommunication:
-        """Solve for b from x = 0, along the known eigenvectors first, and return an Iterate of products left over."""
+        """Solve for b from x = 0, along the known eigenvectors first, by the products left; return an Iterate."""
         if self.preconditioner is None:
             return (yield from with_products(METHODS[method](b, target, self.most - self.products - 1), self.multiply))
         x = self.preconditioner.start(b)
@@ -196,13 +192,13 @@ class ColumnSolver:
         iterate = yield from with_products(self.preconditioner.around(run), self.multiply)
         if iterate.direction is None:
             return Iterate(x + root(iterate.x))
-        direction = root(iterate.direction)  # whose d'A d is the same
+        direction = root(iterate.direction)  # d'A d is unchanged
         length = norm(direction)
         return Iterate(x + root(iterate.x), direction / length, iterate.curvature / length**2)
 
 
 def images(operator: SymmetricOperator, vectors: dict[int, Tensor]) -> dict[int, Tensor]:
-    """The products A v (n,) of vectors (n,), by one product, under the numbers that these have."""
+    """The products A v (n,) of vectors (n,), by index, in one joint product."""
     if len(vectors) == 1:
         return {index: operator @ vector for index, vector in vectors.items()}
     return dict(zip(vectors, (operator @ torch.stack([*vectors.values()]).T).T, strict=True))
@@ -257,18 +253,19 @@ def refuse_system(
     lowest: float | None,
     max_products: int | None,
 ) -> None:
-    """Raise ArgumentError where an argument of `solve` is wrong."""
+    """Raise ArgumentError if an argument of `solve` is wrong."""
     n = operator.shape[0]
     if not isinstance(b, Tensor):
-        raise wrong("b", type(b).__name__, f"a torch.Tensor ({n},), or ({n}, k) with a right-hand side a column")
+        raise wrong("b", type(b).__name__, f"a torch.Tensor ({n},), or ({n}, k) with one right-hand side per column")
     if b.ndim not in (1, 2) or b.shape[0] != n or not b.numel():
-        raise ArgumentError(f"`b` of shape {tuple(b.shape)}: give ({n},), or ({n}, k) with a right-hand side a column")
+        shape = tuple(b.shape)
+        raise ArgumentError(f"`b` of shape {shape}: give ({n},), or ({n}, k) with one right-hand side per column")
     if b.dtype != operator.dtype:
         raise ArgumentError(f"`b` of {b.dtype}: the operator multiplies {operator.dtype}; give b.to({operator.dtype})")
     if sharded(b) and mesh_of(operator) is None:
-        raise ArgumentError("`b` is sharded, and vectors of the operator are not: give b.full_tensor()")
+        raise ArgumentError("`b` is sharded, but the operator's vectors are not: give b.full_tensor()")
     if not all_finite(b):
-        raise ArgumentError("`b` holds numbers that are not finite: give finite ones")
+        raise ArgumentError("`b` contains numbers that are not finite: give finite ones")
     if any(map(out_of_scale, b[None] if b.ndim == 1 else b.T)):
         raise ArgumentError(f"`b`: the norm of a right-hand side is not {WITHIN}; scale it")
     require_number("damping", damping, least=-math.inf, finite=True)
@@ -283,7 +280,7 @@ def refuse_system(
 
 
 def refuse_pairs(known: Eigenpairs, n: int) -> None:
-    """Raise ArgumentError where `known` has no eigenvectors of a matrix of n rows."""
+    """Raise ArgumentError if `known` does not hold eigenvectors of a matrix of n rows."""
     if not isinstance(known, Eigenpairs):
         raise wrong("known", type(known).__name__, "what `spectra.eigenpairs` returns")
     if known.vectors.shape[1] != n or not known.holds_vectors:

@@ -1,9 +1,9 @@
-"""Random numbers by purpose: one seed gives each purpose a stream of its own, independent of the others.
+"""Random numbers by purpose: one seed gives each purpose an independent stream.
 
-A method draws from the stream of the seed itself, whichever method it is: two runs of one seed begin alike. But what is
-estimated beside known eigenvectors takes them to be independent of its probes (then tr PAP, P = I - U'U, is estimated
-without bias), and the eigenvectors of a run with the same seed began as the first vectors of that stream. So such
-probes have a stream of their own.
+Every method draws from the stream of the seed itself, so different methods with one seed start from the same vectors.
+An estimate that deflates known eigenvectors U needs probes that are independent of U: only then is tr PAP, with
+P = I - U'U, estimated without bias. The eigenvectors of a run with the same seed depend on the first vectors of its
+stream, so these probes have a separate stream.
 """
 
 from __future__ import annotations

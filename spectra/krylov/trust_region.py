@@ -1,4 +1,4 @@
-"""The largest value of a quadratic in a ball, by the Lanczos method: the trust-region problem, with the sign turned.
+"""The maximum of a quadratic function in a ball by the Lanczos method: the trust-region problem with opposite sign.
 
     max of  b'x + x'A x / 2  over |x| <= rho
 
@@ -26,10 +26,10 @@ from spectra.wording import outline
 
 @dataclass(frozen=True)
 class BallMaximum:
-    """The largest value found, which is a lower bound of the largest there is.
+    """The largest value found, which is a lower bound on the maximum.
 
-    The largest is at most `value + error` where no eigenvalue exceeds `multiplier`, as it is but for eigenvectors that
-    b does not show.
+    The maximum is at most `value + error` if no eigenvalue exceeds `multiplier`. Only an eigenvalue with eigenvectors
+    orthogonal to b can exceed it.
     """
 
     value: float
@@ -48,9 +48,9 @@ def largest_in_ball(
     """Find the largest b'x + x'A x / 2 in a ball, until the error is at most rtol times the value.
 
     Args:
-        operator: A (n, n).
-        b: a vector (n,) of the operator's, not zero.
-        radius: rho > 0.
+        operator: the matrix A (n, n).
+        b: a non-zero vector (n,), with the operator's dtype and device.
+        radius: the radius rho > 0 of the ball.
         rtol: the relative error asked for.
         max_products: the largest number of products, 1 or more.
     """
@@ -71,17 +71,17 @@ def largest_in_ball(
 
 
 def in_ball(values: np.ndarray, b: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
-    """The maximum y (k,) for a diagonal A of these values, rising, and lambda.
+    """The maximum y (k,) and its lambda, for a diagonal A with these rising values.
 
-    Where b does not show the largest value, but for rounding (the hard case), y goes on along its eigenvector up to the
-    sphere.
+    If b has no component along the eigenvector of the largest value, up to rounding (the hard case), y is extended
+    along it to the sphere.
     """
 
     def at(multiplier: float) -> np.ndarray:
         return np.divide(b, multiplier - values, out=np.zeros_like(b), where=(b != 0) & (values != multiplier))
 
     def excess(multiplier: float) -> float:
-        return float(1 / radius - 1 / np.linalg.norm(at(multiplier)))  # nearly linear, as |y| is not
+        return float(1 / radius - 1 / np.linalg.norm(at(multiplier)))  # nearly linear, unlike |y|
 
     top, size = float(values[-1]), float(np.linalg.norm(b))
     if top < 0 and np.linalg.norm(at(0.0)) <= radius:

@@ -1,18 +1,18 @@
-"""Eigenpairs of a matrix that changes slowly, as in training: each search starts from what the one before it found.
+"""Eigenpairs of a matrix that changes slowly, as in training: each search starts from the result of the one before.
 
-A Lanczos run from the sum of the old vectors has their span, but for the change, after k products. A few more bring
-down all residuals together. (While a network was trained, five pairs took 12 products to a residual of 1e-3, and 17
-from a random start.) One run sees one copy of a multiple eigenvalue, so vectors whose eigenvalues are close go into
-sums of their own. Where the matrix hardly changes, each old vector goes into the basis instead: Rayleigh-Ritz on their
-span takes k products and measures their residuals, and further products go along those that are too large, one after
-the other. Which way takes fewer products is told by the search before.
+A Lanczos run from the sum of the old eigenvectors contains their span, up to the change of the matrix, after k
+products. A few more products reduce all residuals together. (While a network was trained, five pairs took 12 products
+to a residual of 1e-3, and 17 from a random start.) One run finds only one copy of a multiple eigenvalue, so vectors
+with close eigenvalues are added to separate sums. If the matrix hardly changes, each old vector is put into the basis
+instead: Rayleigh-Ritz on their span takes k products and measures their residuals, and further products reduce those
+that are too large, one after the other. The previous search shows which way takes fewer products.
 
-What a search from old vectors may not see is an eigenvalue that has risen from below with another eigenvector. Two
-things meet that. A random vector, in which such an eigenvector has its share, goes along, and with it the best Ritz
-vector beside the wanted ones, into which that share grows from search to search. (In matrices of 300 to 30,000 rows an
-eigenvalue that rose into the midst of the listed ones was found one to four searches later.) And a search of the
-complement from a random start (`spectra.krylov.eigensolver`) is made every few times, and at once where values or
-vectors have changed by much. Only that search can exclude larger eigenvalues: between two of them `complete` is None.
+A search from old vectors may miss an eigenvalue that has risen from below with another eigenvector. There are two
+remedies. First, each start includes a random vector, which has a part along such an eigenvector, and the best Ritz
+vector beyond the wanted ones, in which this part grows from search to search. (In matrices of 300 to 30,000 rows, an
+eigenvalue that rose among the listed ones was found one to four searches later.) Second, the complement is searched
+from a random start (`spectra.krylov.eigensolver`) every few times, and at once if values or vectors have changed much.
+Only that search can exclude larger eigenvalues: between two of them `complete` is None.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from spectra.krylov.reverse_communication import serve_products
 from spectra.operator import SymmetricOperator, placed, random_vectors
 from spectra.vectors import map_shards, norm, norms, sum_shards, without_autocast
 
-EVERY = 5  # searches, of which one is followed by a search of the complement
-CLOSE = 0.02  # of an eigenvalue: a distance up to which another is taken for a copy of it
-BESIDE = 0.03  # of the norm of an eigenvector: that of each of the two further parts of a sum
-CHANCE = 0.3  # of the norm of the Ritz vector beside: that of the random part, where both are a start of their own
-AGAIN = 2  # products that an old vector is expected to take where its residual is too large
-JUMP = 0.2  # of an eigenvalue: a change since last time from which on the complement is searched at once
-KEPT = 0.5  # of the square of an old eigenvector, which the span of the new ones is to hold
+EVERY = 5  # searches, one of which is followed by a search of the complement
+CLOSE = 0.02  # relative distance up to which two eigenvalues are treated as copies
+BESIDE = 0.03  # norm of each of the two additions to a sum, relative to an eigenvector
+CHANCE = 0.3  # norm of the random part, relative to the further Ritz vector, if the two form one start vector
+AGAIN = 2  # products that an old vector with too large a residual is expected to take
+JUMP = 0.2  # relative change of an eigenvalue above which the complement is searched at once
+KEPT = 0.5  # squared norm of the part of an old eigenvector that the span of the new ones must contain
 
 
 @dataclass
@@ -49,8 +49,8 @@ class WarmStart:
     tolerance: float
     every: int = EVERY
     values: Tensor | None = None  # (k,), of the last search
-    vectors: Tensor | None = None  # (k, n), the same
-    beside: Tensor | None = None  # (1, n), the best Ritz vector beside these, times the matrix, of norm 1
+    vectors: Tensor | None = None  # (k, n), of the last search
+    beside: Tensor | None = None  # (1, n), the best Ritz vector beyond these, times the matrix, with norm 1
     by_sum: int = 0  # products of the last search from a sum of vectors, or from a random one
     by_each: int = 0  # products that a search from each of the vectors would have taken last time
     since: int | None = None  # searches since the complement was last searched; None: it has not been yet
@@ -58,7 +58,7 @@ class WarmStart:
 
     @property
     def due(self) -> bool:
-        """Whether the next search is followed by one of the complement, whatever it finds."""
+        """Whether the next search is followed by a search of the complement, whatever it finds."""
         if self.values is None or self.since is None:
             return True
         return self.k > len(self.values) or self.since + 1 >= self.every
@@ -67,7 +67,7 @@ class WarmStart:
     def one_by_one(self) -> bool:
         """Whether the next search starts from each of the old vectors, and not from sums of them.
 
-        A search of the complement takes fewer products beside a basis that comes from a sum.
+        It does not if the complement is searched, which takes fewer products with a basis from a sum.
         """
         return self.vectors is not None and not self.due and 0 < self.by_each < self.by_sum
 
@@ -80,17 +80,17 @@ class WarmStart:
         max_products: int | None = None,
         progress: Progress | None = None,
     ) -> Eigenpairs:
-        """Compute the eigenpairs of the matrix as it is now, as `spectra.eigenpairs` does, by products in ieee.
+        """Compute the eigenpairs of the matrix as it is now, as `spectra.eigenpairs` does, in full precision.
 
         Args:
             operator: the matrix (n, n).
-            generator: from which the first search draws; later ones go on with it, so that no two draw alike.
+            generator: a CPU generator for the first search; later searches continue with it.
             max_products: the largest number of products, by default 1000 + 20 k.
             progress: called after each test of convergence.
 
         Returns:
-            Eigenpairs. `complete` is None where the complement was not searched; `error_estimates` are then the
-            residuals, since the gaps that smaller ones rest on are not known either.
+            Eigenpairs. `complete` is None if the complement was not searched; `error_estimates` are then the residuals,
+            because smaller estimates need known gaps.
         """
         self.generator = self.generator or generator
         if self.vectors is not None and self.vectors.shape[1] != operator.shape[0]:
@@ -108,14 +108,14 @@ class WarmStart:
             place.device,
             starts=None if self.vectors is None else self.starts(operator, self.generator),
         )
-        converged = []  # after how many products
+        converged = []  # numbers of products at which the wanted pairs had converged
 
-        def doubt() -> bool:
+        def check_complement() -> bool:
             converged.append(search.products + 1)  # one checks the answer
             left = search.state.dimension - search.state.size
             return self.vectors is None or self.due or left <= self.k or self.jumped(search)
 
-        search.doubt = doubt
+        search.check_complement = check_complement
         pairs = serve_products(search.solve(), operator)
         if not len(pairs.values) or not pairs.values.isfinite().all():
             self.values = self.vectors = None
@@ -124,7 +124,7 @@ class WarmStart:
         return pairs if pairs.complete is not None else replace(pairs, error_estimates=pairs.residuals)
 
     def keep(self, search: Eigensolver, pairs: Eigenpairs, spent: int) -> None:
-        """Keep for the next search what this one has found, the pairs themselves by so many products."""
+        """Keep the result of a search, in which the pairs took `spent` products, for the next search."""
         if not self.one_by_one:
             self.by_sum = spent
         if self.vectors is not None:
@@ -136,7 +136,7 @@ class WarmStart:
             self.since += 1
 
     def starts(self, operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
-        """The starts (j, n): the old eigenvectors and one vector more, or sums of them with two small parts more."""
+        """The start vectors (j, n): the old eigenvectors and a further vector, or sums of them with small additions."""
         assert self.values is not None
         assert self.vectors is not None
         old = placed(self.vectors[: self.k], operator)
@@ -147,7 +147,7 @@ class WarmStart:
                 further if beside is None else map_shards(lambda part, chance: part + CHANCE * chance, beside, further)
             )
             return torch.cat([old, further])
-        sums = map_shards(apart(self.values[: self.k]).to(old).matmul, old)
+        sums = map_shards(separate_sums(self.values[: self.k]).to(old).matmul, old)
         for part in (random_unit(operator, len(sums), generator), beside):
             if part is not None:
                 sums = map_shards(lambda rows, more: rows + BESIDE * more, sums, part)
@@ -160,7 +160,7 @@ class WarmStart:
         return sum_shards(lambda basis, rows: basis @ rows.T, search.state.basis, old).cpu().double()
 
     def jumped(self, search: Eigensolver) -> bool:
-        """Whether the pairs that a search has found differ so much from the old ones that others may have risen."""
+        """Whether the pairs found differ so much from the old ones that other eigenvalues may have risen."""
         assert self.values is not None
         wanted, before = search.wanted(), self.values[: self.k]
         if ((search.values[wanted] - before).abs() > JUMP * before.abs()).any():
@@ -169,8 +169,8 @@ class WarmStart:
         return bool((held < KEPT).any())
 
     def expected(self, search: Eigensolver) -> int:
-        """The products by which a search from each of the old vectors would have found what this one has found."""
-        if search.multiple:  # the basis has been given back
+        """The number of products that a search from each of the old vectors would have taken."""
+        if search.multiple:  # the basis was freed
             return self.by_sum
         state, inside = search.state, self.inside(search)
         values = (inside * (state.projected @ inside)).sum(dim=0)
@@ -188,10 +188,10 @@ def random_unit(operator: SymmetricOperator, count: int, generator: torch.Genera
 
 
 def best_beside(search: Eigensolver) -> Tensor | None:
-    """The best Ritz vector that is not among the wanted ones, times the matrix, as a row (1, n) of norm 1."""
+    """The best Ritz vector beyond the wanted ones, times the matrix, as a row (1, n) of norm 1."""
     state = search.state
     values, coordinates, _ = state.ritz()
-    if search.multiple or len(values) <= search.k:  # of several copies the basis has been given back
+    if search.multiple or len(values) <= search.k:  # the basis was freed after copies were found
         return None
     best = coordinates[:, select(values, search.k + 1, search.which)[-1]]
     weights = torch.cat([state.projected, state.coupling]) @ best
@@ -200,9 +200,10 @@ def best_beside(search: Eigensolver) -> Tensor | None:
     return (image / size).cpu() if size > 0 else None
 
 
-def apart(values: Tensor) -> Tensor:
-    """The sums into which vectors with these eigenvalues (k,) go, as rows (j, k) of zeros and ones: those of one sum
-    differ by more than CLOSE.
+def separate_sums(values: Tensor) -> Tensor:
+    """Assign vectors with eigenvalues (k,) to sums, as rows (j, k) of zeros and ones.
+
+    Eigenvalues in one sum differ by more than CLOSE.
     """
     groups: list[list[int]] = []
     for i, value in enumerate(values.tolist()):

@@ -29,10 +29,10 @@ from spectra.krylov.sketch import Coordinates, Sketch
 from spectra.operator import Counting, mesh_of
 from spectra.vectors import everywhere, without_autocast
 
-LARGEST = 2**31  # bytes of its four arrays (vectors, n); beyond it the sketch stays and Hutchinson goes on
+LARGEST = 2**31  # bytes of the four arrays (vectors, n); a sketch of this size is deflated, and Hutchinson continues
 GROUPS = 32  # of the jackknife
-ARRAYS = 5  # vectors that a test vector takes: four arrays, and what becomes their next rows
-SMALL = 4 * FEWEST  # rows; taking all of them costs at most twice what the first stage does
+ARRAYS = 5  # vectors in memory for each test vector: four arrays, and room for their next rows
+SMALL = 4 * FEWEST  # rows up to which the trace is exact, at no more than twice the cost of the first stage
 
 
 @without_autocast()
@@ -78,7 +78,7 @@ def xtrace(
     counted = Counting(operator)
     budget = budgeted(max_products, probes)
     largest = max(FEWEST, LARGEST // (4 * n * torch.finfo(operator.dtype).bits // 8))
-    place = placement(operator, ARRAYS * min(probes or FEWEST, n) // 2)  # of the device, they may take two quarters
+    place = placement(operator, ARRAYS * min(probes or FEWEST, n) // 2)  # they may take half the device
     if not (probes or everywhere(mesh_of(operator), fits(operator, place, ARRAYS * min(FEWEST, n)))):
         return sample(counted, counted, known, rtol, None, generator, budget, progress)
     sketch = Sketch(counted, place.device)
@@ -86,12 +86,13 @@ def xtrace(
     value = error = math.nan
     while True:
         left = budget - counted.products
-        cost = 2 * wanted if probes else max(2 * wanted, SMALL, foreseen(counted.products, error, rtol * abs(value), n))
+        predicted = predicted_products(counted.products, error, rtol * abs(value), n)
+        cost = 2 * wanted if probes else max(2 * wanted, SMALL, predicted)
         if n <= min(left, cost):
             return replace(dense_trace(counted, known=known, progress=progress), products=counted.products)
         held = len(sketch.tests)
         count = min(held + affordable(wanted - held, left, 2), n - 1)
-        if count == len(sketch.tests) == 0 and left >= 1:  # no sketch, but a sample
+        if count == len(sketch.tests) == 0 and left >= 1:  # enough for a sample, but not for a sketch
             return sample(counted, counted, known, rtol, None, generator, budget, progress)
         if count == len(sketch.tests):
             return TraceEstimate(value, error, counted.products, converged=False)
@@ -110,10 +111,10 @@ def xtrace(
         wanted = count + math.ceil(count / 2)
 
 
-def foreseen(products: int, error: float, wanted: float, n: int) -> float:
-    """Foresee the products in all, if the error falls no faster than with the root of their number.
+def predicted_products(products: int, error: float, wanted: float, n: int) -> float:
+    """Predict the products in all, if the error falls with the square root of their number.
 
-    The answer is zero before half of n has been spent: for a decaying spectrum, the first stages know too little.
+    The prediction is zero before n / 2 products, because the first stages say too little about a decaying spectrum.
     """
     if 2 * products < n:
         return 0
@@ -121,10 +122,10 @@ def foreseen(products: int, error: float, wanted: float, n: int) -> float:
 
 
 def estimate(sketch: Sketch) -> tuple[float, float]:
-    """The mean of t_i, and its standard error by the jackknife: from estimates without one group of vectors each.
+    """The mean of t_i, and its standard error by the jackknife over groups of test vectors.
 
-    The t_i share their Q, so their own spread is too small by up to three times. The jackknife sees what they share,
-    and errs upwards (Efron, Stein 1981). All of it happens in coordinates along Q, without products.
+    The t_i share one Q, so their own spread is up to three times too small. The jackknife accounts for this, and is
+    biased upwards (Efron, Stein 1981). All is computed in coordinates along Q, without products.
     """
     q, n = sketch.tests.shape
     coordinates = sketch.coordinates()

@@ -1,4 +1,4 @@
-"""Adagrad, RMSprop and Adadelta: preconditioners from sums or averages of squared gradients, without Adam's average.
+"""Adagrad, RMSprop and Adadelta: preconditioners from sums or averages of squared gradients.
 
 With the sum or moving average v of squared gradients:
 
@@ -6,8 +6,8 @@ With the sum or moving average v of squared gradients:
     RMSprop    P = sqrt(v) + eps; centered: sqrt(v - a^2) + eps with the moving average a of gradients (Hinton 2012)
     Adadelta   P = sqrt(v + eps) / sqrt(u + eps) with the moving average u of squared steps (Zeiler 2012)
 
-The step is -eta P^-1 g. Adadelta's last step had the u from before it; the P of its state has the one that its next
-step will use.
+The step is -eta P^-1 g. Adadelta's last step used the u from before that step; P is computed from the current u, which
+the next step will use.
 """
 
 from __future__ import annotations
@@ -43,6 +43,6 @@ def adadelta(entry: Entry) -> Tensor:
     return ((entry.tensor("square_avg") + eps) / (entry.tensor("acc_delta") + eps)).sqrt()
 
 
-def none(_entry: Entry) -> Recurrence:
+def no_momentum(_entry: Entry) -> Recurrence:
     """No momentum: the threshold is 2 / eta."""
     return Recurrence()

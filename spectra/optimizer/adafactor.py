@@ -5,9 +5,9 @@ RMS(x) of the parameter, the step is -rho P^-1 g with (Shazeer and Stern 2018)
 
     P = sqrt(v) / max(eps2, RMS(x))        v = r c' / mean(r), or the average of g^2 itself where x is a vector
 
-and the relative step rho. RMS(x) and rho are those of the next step, which the state and the model tell; those of the
-last step are lost. The optimizer also shortens an update whose root mean square is above a limit, which depends on the
-gradient: this is left out, as the clipping of gradients is for every optimizer.
+and the relative step rho. RMS(x) and rho are those of the next step, because those of the last step are not saved. The
+optimizer also shortens an update with a root mean square above a limit. This depends on the gradient and is left out,
+as gradient clipping is for every optimizer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Recurrence
 
-LARGEST_STEP, WARMUP = 1e-2, 1e-6  # of transformers' relative step: its limit, and how much that grows a step
+LARGEST_STEP, WARMUP = 1e-2, 1e-6  # of transformers' relative step: its limit, and the growth of the limit per step
 
 
 def torch_diagonal(entry: Entry) -> Tensor:
@@ -34,16 +34,16 @@ def torch_diagonal(entry: Entry) -> Tensor:
 
 
 def torch_shape(key: str, shape: torch.Size) -> torch.Size:
-    """The shape in which torch's Adafactor keeps a tensor of its state, of a parameter of this shape."""
+    """The shape of a tensor in the state of torch's Adafactor, for a parameter of this shape."""
     if key == "row_var":
         return torch.Size([*shape[:-1], 1])
     return torch.Size([*shape[:-2], 1, shape[-1]]) if key == "col_var" else shape
 
 
 def torch_eps(entry: Entry) -> tuple[float, float]:
-    """The two eps of torch's Adafactor. Where the first is None, it is that of the parameter's type, as of its state.
+    """The two eps of torch's Adafactor; a first one of None is the eps of the dtype of the state or parameter.
 
-    Raises SpectraError where there are not two.
+    Raises SpectraError if there are not two.
     """
     least, smallest = _pair_of_eps(entry)
     if least is None:
@@ -58,7 +58,7 @@ def torch_rate(entry: Entry) -> float:
 
 
 def torch_decay(entry: Entry) -> float:
-    """The w for which torch's Adafactor shrinks parameters by 1 - rho w; in torch it is 1 - lr weight_decay."""
+    """The weight decay w with which torch's factor on parameters, 1 - lr weight_decay, is 1 - rho w."""
     rho = torch_rate(entry)
     return entry.number("lr") * entry.number("weight_decay") / rho if rho else 0.0
 
@@ -75,7 +75,7 @@ def transformers_diagonal(entry: Entry) -> Tensor:
 
 
 def transformers_rate(entry: Entry) -> float:
-    """The learning rate of transformers' Adafactor; where it has none, its relative step at the next step."""
+    """The learning rate of transformers' Adafactor, or its relative step at the next step."""
     if not entry.on("relative_step"):
         return entry.number("lr")
     after = entry.step + 1
@@ -83,25 +83,25 @@ def transformers_rate(entry: Entry) -> float:
 
 
 def transformers_decay(entry: Entry) -> float:
-    """The w for which transformers' Adafactor shrinks parameters by 1 - rho w: it scales as the step does."""
+    """The weight decay w with which transformers' factor on parameters is 1 - rho w; it scales like the step."""
     return entry.number("weight_decay") * _scale(entry)
 
 
 def averaged_updates(entry: Entry) -> Recurrence:
-    """The average m' = b1 m + (1 - b1) g that transformers' Adafactor takes where `beta1` is given."""
+    """The momentum m' = b1 m + (1 - b1) g of transformers' Adafactor with `beta1`; none without it."""
     first = entry.number("beta1") if entry.options.get("beta1") is not None else 0.0
     return Recurrence(decay=first, gain=1 - first)
 
 
 def _scale(entry: Entry) -> float:
-    """What transformers' Adafactor multiplies a step by."""
+    """The factor on a step of transformers' Adafactor."""
     _, smallest = _pair_of_eps(entry)
     return max(smallest, entry.root_mean_square()) if entry.on("scale_parameter") else 1.0
 
 
 def _pair_of_eps(entry: Entry) -> tuple[float | None, float]:
-    """The two eps; the first may be None in torch. Raises SpectraError where there are not two."""
+    """The two eps; the first may be None in torch. Raises SpectraError if there are not two."""
     given = entry.options.get("eps")
     if not (isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], float | int)):
-        raise refusal("its eps is not a pair of numbers; save the whole of optimizer.state_dict()")
+        raise refusal("its eps is not a pair of numbers; save the whole optimizer.state_dict()")
     return given[0], given[1]

@@ -56,9 +56,9 @@ def nadam(entry: Entry) -> Tensor:
 
 
 def look_ahead(entry: Entry) -> Recurrence:
-    """NAdam's momentum with the coefficients that its last step had.
+    """NAdam's momentum, with the coefficients of its last step.
 
-    They grow as training goes on. In the end mu = b1, and the threshold is (2 + 2 b1) / ((1 - b1) (1 + 2 b1) eta).
+    They grow during training. In the limit mu = b1, and the threshold is (2 + 2 b1) / ((1 - b1) (1 + 2 b1) eta).
     """
     (first, _), t = entry.betas(), entry.step
     now, after = (first * (1 - 0.5 * 0.96 ** (s * entry.number("momentum_decay"))) for s in (t, t + 1))

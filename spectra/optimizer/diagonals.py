@@ -1,4 +1,4 @@
-"""A preconditioner that is given itself: a diagonal P, or an operator that multiplies by P^-1/2.
+"""Preconditioners that are given directly: a diagonal P, or an operator that multiplies by P^-1/2.
 
 P.npz, P.safetensors    a diagonal P: a positive array for each parameter, under its name and of its shape
 a mapping               the same in memory
@@ -31,7 +31,7 @@ from spectra.quoting import foreign
 
 SUFFIXES = (".npz", ".safetensors")
 WITHOUT = Threshold(reason="P was given without its optimizer")
-POSITIVE = "P has to be positive and finite"
+POSITIVE = "P must be positive and finite"
 
 
 def read_diagonal(path: Path) -> tuple[dict[str, Any], str]:
@@ -48,18 +48,22 @@ def read_diagonal(path: Path) -> tuple[dict[str, Any], str]:
     except OSError as error:
         raise refusal(f"{error.strerror or 'it cannot be read'}; check the path") from error
     except Exception as error:  # NumPy's own message speaks of pickles
-        text = f"it is damaged, or no {path.suffix[1:]} file of numbers ({type(error).__name__}); save it again"
+        kind = type(error).__name__
+        text = f"it is damaged, or not a {path.suffix} file of numeric arrays ({kind}); save it again"
         raise refusal(text) from error
 
 
 def of_arrays(arrays: Mapping, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Preconditioner:
-    """The preconditioner of a diagonal P by names of parameters. Raises SpectraError where one is missing or wrong."""
+    """The preconditioner of a diagonal P, given by names of parameters.
+
+    Raises SpectraError if an array is missing or wrong.
+    """
     written = [str(name) for name in arrays]
     (names,) = in_model([written], model)
     held = dict(zip(names, arrays.values(), strict=True))
     if missing := [name for name in parameters if name not in held]:
-        text = f"it has no P of {some(missing)}; it holds {some(written) or 'nothing'}"
-        raise refusal(f"{text}: give one array a parameter, under its name")
+        text = f"it has no array for {some(missing)}, only for {some(written) or 'nothing'}"
+        raise refusal(f"{text}; give one array per parameter, under its name")
     parts = [_part(foreign(name), held[name], p.shape) for name, p in parameters.items()]
     return of_diagonal(torch.cat(parts), matched="names")
 
@@ -69,14 +73,15 @@ def _part(name: str, array: Any, shape: torch.Size) -> Tensor:
     try:
         part = torch.as_tensor(array).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
-        raise refusal(f"its P of {name} is {type(array).__name__}; give an array of numbers") from None
+        raise refusal(f"its P for {name} is of type {type(array).__name__}; give an array of numbers") from None
     if part.is_complex():
-        raise refusal(f"its P of {name} is complex; {POSITIVE}")
+        raise refusal(f"its P for {name} is complex; {POSITIVE}")
     if part.shape != shape:
-        raise refusal(f"its P of {name} has shape {tuple(part.shape)}, the parameter {tuple(shape)}; give that shape")
+        text = f"its P for {name} has shape {tuple(part.shape)}, but the parameter has shape {tuple(shape)}"
+        raise refusal(f"{text}; give that shape")
     part = part.double()
     if not (part.isfinite() & (part > 0)).all():
-        raise refusal(f"its P of {name} is zero, negative or not finite somewhere; {POSITIVE}")
+        raise refusal(f"its P for {name} is zero, negative or not finite somewhere; {POSITIVE}")
     return part.flatten()
 
 
@@ -86,19 +91,20 @@ def of_diagonal(diagonal: Tensor, matched: str | None = None) -> Preconditioner:
 
 
 def of_vector(diagonal: Any, size: int) -> Preconditioner:
-    """The preconditioner of a diagonal P in one vector. Raises SpectraError where it is not of this size."""
+    """The preconditioner of a diagonal P in one vector. Raises SpectraError if it is not of this size."""
     if len(diagonal) != size:
-        raise refusal(f"its P has {len(diagonal):,} entries, and there are {size:,} parameters; give as many")
+        raise refusal(f"its P has {len(diagonal):,} entries, but there are {size:,} parameters; give one per parameter")
     return of_diagonal(_part("all parameters", diagonal, torch.Size([size])))
 
 
 def of_operator(root: Any, size: int) -> Preconditioner:
-    """The preconditioner of an operator that multiplies by P^-1/2, once it is seen to be symmetric."""
+    """The preconditioner of an operator that multiplies by P^-1/2. Raises SpectraError if it is not symmetric."""
     try:
         found = as_operator(root, "optimizer")
         if found.shape[0] != size:
-            raise refusal(f"its P^-1/2 has {found.shape[0]:,} rows, and there are {size:,} parameters; give as many")
-        if not isinstance(found, Tensor):  # whose entries have been looked at
+            rows = f"its P^-1/2 has {found.shape[0]:,} rows, but there are {size:,} parameters"
+            raise refusal(f"{rows}; give one row per parameter")
+        if not isinstance(found, Tensor):  # entries of a tensor have been checked
             check_operator(found)
     except ArgumentError as error:
         raise refusal(f"its P^-1/2: {str(error).removeprefix('`optimizer`').lstrip(': ')}") from error

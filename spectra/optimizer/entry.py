@@ -1,4 +1,4 @@
-"""What an optimizer holds of one parameter: the options of its group, and its own state."""
+"""The options and the state that an optimizer holds for one parameter."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from spectra.vectors import full_tensor
 
 
 def refusal(text: str) -> SpectraError:
-    """The error for an optimizer whose preconditioner cannot be told."""
+    """The error for an optimizer with a preconditioner that cannot be computed."""
     return SpectraError(f"`optimizer`: {text}")
 
 
 class NotStepped(SpectraError):
-    """The error for a parameter that its optimizer has no state of yet."""
+    """The error for a parameter for which the optimizer has no state yet."""
 
 
 def as_number(value: Any, what: str) -> float:
@@ -37,32 +37,32 @@ def as_number(value: Any, what: str) -> float:
 
 @dataclass(frozen=True)
 class Entry:
-    """The options and the state that an optimizer holds of the parameter `name`."""
+    """The options and the state that an optimizer holds for the parameter `name`."""
 
     name: str
     shape: torch.Size
     options: Mapping[str, Any]
     state: Mapping[str, Any]
-    values: Tensor | None = None  # of the parameter now, by which some optimizers scale their steps
+    values: Tensor | None = None  # current values of the parameter, by which some optimizers scale their steps
 
     def number(self, option: str) -> float:
-        """An option that is a number. Raises SpectraError where it is none, or is missing."""
+        """An option that is a number. Raises SpectraError if it is missing or not a number."""
         if option not in self.options:
-            raise refusal(f"its groups hold no {option}; save the whole of optimizer.state_dict()")
+            raise refusal(f"its param_groups have no {option}; save the whole optimizer.state_dict()")
         return as_number(self.options[option], option)
 
     def betas(self) -> tuple[float, float]:
-        """The pair of decays of Adam and its kin. Raises SpectraError where they are no two numbers below 1."""
+        """The pair of decays of Adam and related optimizers. Raises SpectraError if they are not in [0, 1)."""
         given = self.options.get("betas")
         if not (isinstance(given, list | tuple) and len(given) == 2):
-            raise refusal("its betas are not a pair of numbers; save the whole of optimizer.state_dict()")
+            raise refusal("its betas are not a pair of numbers; save the whole optimizer.state_dict()")
         first, second = (as_number(beta, "betas") for beta in given)
         if not (0 <= first < 1 and 0 <= second < 1):
             raise refusal(f"its betas are {first:g} and {second:g}, not in [0, 1); save it again")
         return first, second
 
     def on(self, option: str) -> bool:
-        """Whether an option is switched on; one that an older torch did not have is off."""
+        """Whether an option is on; an option that an older torch did not have is off."""
         return bool(self.options.get(option, False))
 
     def scalar(self, key: str) -> float:
@@ -71,28 +71,25 @@ class Entry:
 
     @property
     def step(self) -> float:
-        """The number of steps that the parameter has had. Raises SpectraError where it has had none."""
+        """The number of steps that the parameter has taken. Raises SpectraError if it has taken none."""
         if (count := self.scalar("step")) < 1:
-            text = (
-                f"`optimizer`: {foreign(self.name)} has not taken a step yet; take a checkpoint from later in training"
-            )
-            raise NotStepped(text)
+            raise NotStepped(f"`optimizer`: {foreign(self.name)} has not taken a step yet; give a later checkpoint")
         return count
 
     def root_mean_square(self) -> float:
-        """That of the parameter's entries now. Raises SpectraError where they are not known."""
+        """The root mean square of the parameter's current values. Raises SpectraError if they are not loaded."""
         if self.values is None or self.values.is_meta:
-            raise refusal(f"its steps scale with {foreign(self.name)}, whose values are not there; load them first")
+            raise refusal(f"its steps scale with the values of {foreign(self.name)}, which are not loaded; load them")
         return full_tensor(self.values.detach()).double().square().mean().sqrt().item()
 
     def tensor(self, key: str, shape: torch.Size | None = None) -> Tensor:
         """A tensor of the state, of the parameter's shape or another, in float64 on the CPU. Raises SpectraError."""
         value = self._held(key)
         if not isinstance(value, Tensor) or value.is_meta or value.layout is not torch.strided:
-            raise refusal(f"{key} of {foreign(self.name)} is not a dense tensor that holds values; save it as one")
+            raise refusal(f"{key} of {foreign(self.name)} is not a dense tensor with values; save it as one")
         value = full_tensor(value.detach())
         if value.shape != (self.shape if shape is None else shape):
-            shapes = f"{tuple(value.shape)}, the parameter {tuple(self.shape)}"
+            shapes = f"{tuple(value.shape)}, but the parameter has shape {tuple(self.shape)}"
             raise refusal(f"{key} of {foreign(self.name)} has shape {shapes}; check `model`")
         return value.cpu().double()
 
@@ -100,7 +97,6 @@ class Entry:
         if self.state.get(key) is None:
             raise NotStepped(
                 f"`optimizer`: {foreign(self.name)} has no state ({key} is missing): it has not taken a step, or was "
-                "added "
-                "later; take a later checkpoint, or leave it out by `params`"
+                "added later; give a later checkpoint, or leave the parameter out with `params`"
             )
         return self.state[key]

@@ -1,4 +1,4 @@
-"""Find the state of an optimizer in a checkpoint, which is read without running anything in it."""
+"""Find the state of an optimizer in a checkpoint, without running any code in it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from spectra.quoting import quoted
 SAVE = 'torch.save(optimizer.state_dict(), "optimizer.pt")'
 IN_A_FOLDER = ("optimizer.pt", "optimizer.bin")  # of Hugging Face's Trainer, and of Accelerate
 WITHOUT = f"is a folder without {' or '.join(IN_A_FOLDER)}; name the file that holds the state of the optimizer"
-OPTIONS = ("name", "key")  # that a path may have behind it: torch's class, and the place of the state in the file
+OPTIONS = ("name", "key")  # of a path: the name of torch's class, and the key of the state in the file
 
 
 class Held(NamedTuple):
-    """An optimizer or its state, the name of torch's class where that was told, and where it is from."""
+    """An optimizer or its state, the name of torch's class if it was given, and the source."""
 
     optimizer: Any
     name: str | None
@@ -32,15 +32,15 @@ class Held(NamedTuple):
 
 
 def optimizer_in(given: Any, checkpoint: str | Path | None) -> Held | None:
-    """The optimizer that is given, or its saved state; None where there is neither.
+    """Find the given optimizer, or its saved state; None if there is neither.
 
     Args:
-        given: an optimizer, its state, or the path of that, with `?name=AdamW` or `?key=optimizer` behind it; None: the
-            state in the checkpoint.
+        given: an optimizer, its state, or the path of a state, optionally followed by `?name=AdamW` or
+            `?key=optimizer`; None: the state in the checkpoint.
         checkpoint: the file of the model's weights.
 
     Raises:
-        SpectraError: a file holds no state, or cannot be read; the path has an option that there is not.
+        SpectraError: a file holds no state, or cannot be read, or the path has an unknown option.
     """
     if given is None:
         return None if checkpoint is None else Held(read_optimizer(checkpoint), None, str(checkpoint))
@@ -48,7 +48,7 @@ def optimizer_in(given: Any, checkpoint: str | Path | None) -> Held | None:
         return Held(given, None, type(given).__name__)
     path, options = parse_spec(os.fspath(given), "`optimizer`")
     if unknown := sorted(options.keys() - set(OPTIONS)):
-        raise SpectraError(f"`optimizer` {given}: it has no option {unknown[0]}; it takes {' and '.join(OPTIONS)}")
+        raise SpectraError(f"`optimizer` {given}: it has no option {unknown[0]}; available: {', '.join(OPTIONS)}")
     return Held(read_optimizer(path, options.get("key")), options.get("name"), os.fspath(given))
 
 
@@ -60,7 +60,7 @@ def read_optimizer(path: str | Path, key: str | None = None) -> Mapping:
 
     Args:
         path: the file, or the folder that holds `optimizer.pt`.
-        key: which entry, where there are several: `optimizer`, or `optimizer_states.0`.
+        key: the entry, if there are several states: `optimizer`, or `optimizer_states.0`.
 
     Returns:
         The state dict, with `state` and `param_groups`.
@@ -72,7 +72,7 @@ def read_optimizer(path: str | Path, key: str | None = None) -> Mapping:
 
 
 def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping, str]:
-    """What `read_optimizer` returns, and the SHA-256 of the file. Raises SpectraError as it does."""
+    """Read a state dict as `read_optimizer` does, and return it with the SHA-256 of the file."""
     file = Path(path)
     if file.is_dir():
         file = next((file / name for name in IN_A_FOLDER if (file / name).is_file()), file)
@@ -94,10 +94,10 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping, str]:
         raise refusal(f"{shown} {WITHOUT}")
     if not every:
         holds = some([str(entry) for entry in content]) if isinstance(content, Mapping) else type(content).__name__
-        text = f"holds no state of an optimizer, but {holds or 'nothing'}; name a file of {SAVE}"
+        text = f"holds no optimizer state, only {holds or 'an empty dict'}; name a file saved with {SAVE}"
         raise refusal(f"{shown} {text}")
     raise refusal(
-        f"{shown} holds the states {some(list(every))}; choose one by its key, as {shown}?key={next(iter(every))}"
+        f"{shown} holds the states {some(list(every))}; choose one by its key, e.g. {shown}?key={next(iter(every))}"
     )
 
 

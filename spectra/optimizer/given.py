@@ -1,12 +1,12 @@
-"""Preconditioners as a user names or gives them, and the record of each.
+"""Preconditioners as a user names or passes them, and the record of each.
 
     optimizer                       the state of the optimizer in the checkpoint itself
-    checkpoint-500/, optimizer.pt   a state elsewhere; ?name=AdamW is torch's class, ?key=optimizer_states.0 its place
-    P.npz, P.safetensors            a diagonal P: one positive array a parameter, under its name
+    checkpoint-500/, optimizer.pt   a state elsewhere; ?name=AdamW is torch's class, ?key=optimizer_states.0 its key
+    P.npz, P.safetensors            a diagonal P: one positive array per parameter, under its name
     file.py:name                    an object, or a function that returns it (?key=value): an optimizer or its state, a
                                     mapping of such arrays, a vector P (n,), or an operator (n, n) of P^-1/2
 
-Whatever is read from a file of numbers or of a state runs no code.
+Files of arrays and of states are read without running any code in them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from spectra.quoting import quoted
 from spectra.records.precondition import PreconditionRecord
 
 OPTION = "`precondition`"
-IN_THE_CHECKPOINT = "optimizer"  # the name that stands for the state there
+IN_THE_CHECKPOINT = "optimizer"  # the name for the state in the checkpoint
 FORMS = (
     "an optimizer or its state, a mapping from names of parameters to P, a vector (n,) of P, or an operator (n, n) "
     "that multiplies by P^-1/2"
@@ -45,11 +45,11 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Given:
-    """A preconditioner as it is named, in the forms above, or given as an object.
+    """A preconditioner that is named in one of the forms above, or passed as an object.
 
     Attributes:
-        value: a name, a path, or an object; a `Preconditioner` too.
-        checkpoint: the file of the model's weights, where `optimizer` is looked for.
+        value: a name, a path, or an object, which may be a `Preconditioner`.
+        checkpoint: the file of the model's weights, which contains the state that `optimizer` names.
     """
 
     value: Any
@@ -57,19 +57,19 @@ class Given:
 
     @property
     def named(self) -> bool:
-        """Whether it is a name or a path, and no object."""
+        """Whether it is a name or a path, not an object."""
         return isinstance(self.value, str | os.PathLike)
 
     @property
     def spec(self) -> str:
-        """What a record calls it: the name, or the type of an object."""
+        """The name in a record: the name given, or the type of an object."""
         if self.named:
             return os.fspath(self.value)
         kind = self.value.optimizer if isinstance(self.value, Preconditioner) else None
         return f"{kind or type(self.value).__name__} {GIVEN}"
 
     def refuse(self) -> None:
-        """Raise SpectraError for what is wrong whatever the model is: the form of a name, a file that is missing."""
+        """Raise SpectraError for errors that do not depend on the model: an unknown option, or a missing file."""
         if not self.named:
             return
         name, options = parse_spec(self.spec, OPTION)
@@ -77,20 +77,20 @@ class Given:
             return
         known = () if name.endswith(SUFFIXES) else OPTIONS
         if unknown := sorted(options.keys() - set(known)):
-            more = f"it takes {' and '.join(known)}" if known else "it takes none"
+            more = f"available: {', '.join(known)}" if known else "it takes none"
             raise input_error(OPTION, self.spec, f"it has no option {unknown[0]}; {more}")
         if name == IN_THE_CHECKPOINT:
             if self.checkpoint is None:
-                text = "there is no `checkpoint` that may hold it; name one, or the file that holds the state"
+                text = "there is no `checkpoint` to read it from; give one, or name the file that holds the state"
                 raise input_error(OPTION, self.spec, text)
         elif not Path(name).exists():
-            absent = f"there is no such file; write {IN_THE_CHECKPOINT}, a file or folder, or file.py:name"
+            absent = f"no such file; give {IN_THE_CHECKPOINT} (in the checkpoint), a file or folder, or file.py:name"
             raise input_error(OPTION, self.spec, told_missing(name, absent))
 
     def load(
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter]
     ) -> tuple[Preconditioner, PreconditionRecord]:
-        """The preconditioner of these parameters of a model, and its record. Raises SpectraError."""
+        """Load the preconditioner for these parameters of a model, with its record. Raises SpectraError."""
         self.refuse()
         with errors_about(self.spec):
             found, digest = self._named(model, parameters) if self.named else (self.value, None)
@@ -99,7 +99,7 @@ class Given:
         return found, PreconditionRecord.of(self.spec, found, digest)
 
     def _named(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> tuple[Any, str | None]:
-        """What the name stands for, and the SHA-256 of its file."""
+        """The preconditioner or object that is named, and the SHA-256 of its file."""
         name, options = parse_spec(self.spec, OPTION)
         if is_code(name):
             value = resolve(name, OPTION)
@@ -117,19 +117,21 @@ class Given:
             beside = path.with_name(IN_A_FOLDER[0])
             if name != IN_THE_CHECKPOINT or path == beside or not beside.is_file():
                 raise
-            raise SpectraError(f"{error}; or {beside}, if that is of these weights") from error
+            raise SpectraError(f"{error}; or name {beside}, if it belongs to these weights") from error
         return preconditioner(state, model, parameters, name=options.get("name")), digest
 
 
 def of_object(value: Any, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Preconditioner:
-    """The preconditioner that an object stands for. Raises SpectraError."""
+    """The preconditioner that an object describes. Raises SpectraError if it is of another type."""
     optimizer = isinstance(value, Optimizer) or isinstance(getattr(value, "optimizer", None), Optimizer)
     if optimizer or is_optimizer_state(value):
         return preconditioner(value, model, parameters)
     if isinstance(value, Mapping):
         return of_arrays(value, model, parameters)
-    if isinstance(value, str) or not (hasattr(value, "shape") or callable(value) or isinstance(value, tuple)):
-        raise refusal(f"it is {type(value).__name__}, not a preconditioner; give {FORMS}")
+    if isinstance(value, str | nn.Module) or not (
+        hasattr(value, "shape") or callable(value) or isinstance(value, tuple)
+    ):
+        raise refusal(f"expected {FORMS}, got {type(value).__name__}")
     size = sum(p.numel() for p in parameters.values())
     if getattr(value, "ndim", None) == 1:
         return of_vector(value, size)
@@ -138,13 +140,13 @@ def of_object(value: Any, model: nn.Module, parameters: Mapping[str, nn.Paramete
 
 @contextmanager
 def errors_about(spec: str) -> Iterator[None]:
-    """A context in which errors about `optimizer` name what was typed or given."""
+    """A context in which errors about `optimizer` are replaced by errors about what was typed or passed."""
     try:
         yield
     except SpectraError as error:
         text = str(error)
         if not text.startswith("`optimizer`"):
             raise
-        told, path = text.removeprefix("`optimizer`").lstrip(": "), quoted(spec.partition("?")[0])
-        told = told.removeprefix(f"{path}: ").removeprefix(f"{path} ")
-        raise SpectraError(f"{OPTION} {quoted(spec)}: {told}") from error
+        rest, path = text.removeprefix("`optimizer`").lstrip(": "), quoted(spec.partition("?")[0])
+        rest = rest.removeprefix(f"{path}: ").removeprefix(f"{path} ")
+        raise SpectraError(f"{OPTION} {quoted(spec)}: {rest}") from error

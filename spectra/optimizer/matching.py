@@ -1,9 +1,9 @@
-"""Which of a model's parameters each state of an optimizer is of, where states are saved by number.
+"""Match the states of an optimizer, which are saved by number, with the parameters of a model.
 
-Torch numbers parameters in the order in which they were given to the optimizer: group after group. That order is the
-model's only where there is one group of `model.parameters()`, or of those that require gradients. With several groups,
-or with some parameters left out, every assignment is tried that keeps the model's order inside of each group, as
-filters and the parameters of a layer do, and in which all shapes fit. It is taken where there is a single one.
+Torch numbers parameters in the order in which they were passed to the optimizer, group after group. This is the model's
+order only for a single group of `model.parameters()`, or of those that require gradients. With several groups, or with
+some parameters left out, all assignments are tried that keep the model's order within each group, as filters and the
+parameters of a layer do, and in which all shapes fit. An assignment is accepted only if it is unique.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ from spectra.optimizer.entry import refusal
 from spectra.quoting import foreign
 from spectra.wording import counted
 
-Shape = torch.Size | None  # None: not known, as of a parameter without state
-Path = tuple  # of choices, linked: (the path before, the group chosen); () is the empty one
-MOST = 10_000  # unfinished assignments that are kept; with more, the shapes do not tell
-WITH_NAMES = "save with names, as torch.optim.Adam(model.named_parameters()) does, or give the optimizer itself"
+Shape = torch.Size | None  # None: unknown, for a parameter without state
+Path = tuple  # a linked list of choices: (the path before, the group chosen); () is the empty one
+MOST = 10_000  # partial assignments that are kept; with more, the shapes do not decide
+WITH_NAMES = "save with names, as torch.optim.Adam(model.named_parameters()) does, or pass the optimizer itself"
 
 
 def by_order(groups: Sequence[Sequence[Shape]], model: nn.Module) -> list[list[str]]:
-    """The names of the model's parameters that the shapes in the groups are of, or SpectraError where that is unclear.
+    """Match the shapes in groups with the model's parameters, and return the names in the same form.
 
     Args:
         groups: the shapes of the states of each group, in its order.
-        model: the model whose parameters were optimized; tied ones count once.
+        model: the model that was optimized; tied parameters count once.
+
+    Raises:
+        SpectraError: no assignment fits, or more than one does.
     """
     named = dict(model.named_parameters())
     trainable = {name: p for name, p in named.items() if p.requires_grad}
     count = sum(map(len, groups))
     if count > len(named):
-        raise refusal(f"it has {counted(count, 'parameter')}, the model {len(named):,}; check `model`")
+        raise refusal(f"it has {counted(count, 'parameter')}, but the model has {len(named):,}; check `model`")
     for pool in (named, trainable):
         if len(pool) == count and (found := _assignments(groups, pool)):
             return _single(groups, found, list(pool))
@@ -42,14 +45,14 @@ def by_order(groups: Sequence[Sequence[Shape]], model: nn.Module) -> list[list[s
         raise _misfit(groups, named)
     if not (found := _assignments(groups, named)):
         raise refusal(
-            f"its {counted(count, 'parameter')} of {len(named):,} fit no order of the model's by their shapes; check "
-            f"`model`, or {WITH_NAMES}"
+            f"the shapes of its {counted(count, 'parameter')} do not fit the model's {len(named):,} in any order; "
+            f"check `model`, or {WITH_NAMES}"
         )
     return _single(groups, found, list(named))
 
 
 def _single(groups: Sequence[Sequence[Shape]], found: list[list[int | None]], names: list[str]) -> list[list[str]]:
-    """The names by groups, of the only assignment. Raises SpectraError where there are two."""
+    """The names by groups, in the only assignment. Raises SpectraError if there are two."""
     if len(found) > 1:
         one, other = (_filled(groups, choices, names) for choices in found)
         places = [(g, i) for g, group in enumerate(groups) for i in range(len(group))]
@@ -69,9 +72,9 @@ def _filled(groups: Sequence[Sequence[Shape]], choices: list[int | None], names:
 
 
 def _assignments(groups: Sequence[Sequence[Shape]], pool: Mapping[str, nn.Parameter]) -> list[list[int | None]]:
-    """The group of each parameter of the pool, None for one in no group: all ways to choose it, two at most.
+    """All assignments of groups to the parameters of the pool, None for a parameter in no group; at most two.
 
-    Raises SpectraError where there are too many ways to look at.
+    Raises SpectraError if there are too many partial assignments.
     """
     spare = len(pool) - sum(map(len, groups))
     ways: dict[tuple[int, ...], list[Path]] = {(0,) * len(groups): [()]}  # entries taken of each group -> paths
@@ -89,7 +92,7 @@ def _assignments(groups: Sequence[Sequence[Shape]], pool: Mapping[str, nn.Parame
                 held = after.setdefault(place, [])
                 held.extend((path, chosen) for path in paths[: 2 - len(held)])
         if len(after) > MOST:
-            raise refusal(f"its parameters are saved by number, and their shapes fit many ways; {WITH_NAMES}")
+            raise refusal(f"its parameters are saved by number, and their shapes fit in many ways; {WITH_NAMES}")
         ways = after
     return [_unlinked(path) for paths in ways.values() for path in paths]
 
@@ -103,10 +106,10 @@ def _unlinked(path: Path) -> list[int | None]:
 
 
 def _misfit(groups: Sequence[Sequence[Shape]], named: Mapping[str, nn.Parameter]) -> Exception:
-    """The error for an optimizer of all parameters whose shapes do not fit."""
+    """The error for an optimizer of all parameters with shapes that do not fit."""
     if len(groups) == 1:
         for i, ((name, p), shape) in enumerate(zip(named.items(), groups[0], strict=True)):
             if shape not in (None, p.shape):
-                shapes = f"{tuple(shape)}, {foreign(name)} of the model {tuple(p.shape)}"
+                shapes = f"{tuple(shape)}, but {foreign(name)} of the model has shape {tuple(p.shape)}"
                 return refusal(f"its parameter number {i} has shape {shapes}; check `model`, or {WITH_NAMES}")
-    return refusal(f"its shapes fit the model's parameters in no order; check `model`, or {WITH_NAMES}")
+    return refusal(f"its shapes do not fit the model's parameters in any order; check `model`, or {WITH_NAMES}")

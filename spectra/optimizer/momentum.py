@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recurrence:
-    """The coefficients of an optimizer's momentum; gradient descent unless they say otherwise."""
+    """The coefficients of an optimizer's momentum; the defaults are those of gradient descent."""
 
     decay: float = 0.0  # b
     gain: float = 1.0  # c
@@ -35,7 +35,7 @@ class Recurrence:
 
     @property
     def scale(self) -> float | None:
-        """The s of the threshold s (2 - eta w); None where momentum does not fade, or where no gradient enters it."""
+        """The s of the threshold s (2 - eta w); None if momentum does not decay, or no gradient enters it."""
         weight = (1 + self.decay) * self.direct + self.through * self.gain
         return (1 + self.decay) / weight if 0 <= self.decay < 1 and weight > 0 else None
 
@@ -44,8 +44,8 @@ class Recurrence:
 class Threshold:
     """The largest eigenvalue at which an optimizer is stable on a quadratic, its preconditioner held fixed.
 
-    At an eigenvalue above `upper` it diverges; where all are positive and below `value` it converges. Both are one
-    number unless the decoupled weight decay differs between parameters. Where there is none, both are None, and
+    It diverges if an eigenvalue is above `upper`, and converges if all are positive and below `value`. Both are the
+    same unless the decoupled weight decay differs between parameters. If there is no threshold, both are None, and
     `reason` says why.
     """
 
@@ -55,25 +55,25 @@ class Threshold:
 
 
 def threshold(recurrences: Sequence[Recurrence], decays: Sequence[float], rate: float | None) -> Threshold:
-    """The threshold of stability for eigenvalues that hold the decoupled weight decay.
+    """Compute the threshold of stability, for eigenvalues that include the decoupled weight decay.
 
     With the decay W, P^-1/2 A P^-1/2 + W has the threshold 2 s / eta - (s - 1) w where W = w I. Where W differs between
     parameters, P^-1/2 A P^-1/2 + s W has the threshold 2 s / eta exactly, and s W lies between W plus (s - 1) times the
     smallest decay, and W plus (s - 1) times the largest (Weyl's inequalities).
 
     Args:
-        recurrences: that of each parameter.
-        decays: the decoupled weight decay w of each parameter; times its rate where rates differ.
-        rate: the rate eta that all parameters share; None where rates differ, so that P / eta stands for P.
+        recurrences: the recurrence of each parameter.
+        decays: the decoupled weight decay w of each parameter; times its rate if rates differ.
+        rate: the rate eta that all parameters share; None if rates differ, so that P / eta replaces P.
     """
     if rate == 0:
         return Threshold(reason="the learning rate is 0")
     if len(set(recurrences)) > 1:
-        return Threshold(reason="momentum differs between parameters, so there is no one threshold of stability")
+        return Threshold(reason="momentum differs between parameters, so there is no single threshold of stability")
     if (scale := recurrences[0].scale) is None:
         return Threshold(reason="with this momentum no learning rate is stable")
     if max(decays) * (1.0 if rate is None else rate) >= 2:
-        return Threshold(reason="weight decay alone is unstable, as eta times it is 2 or more")
+        return Threshold(reason="weight decay alone is unstable, because eta * weight_decay is 2 or more")
     shares = [(scale - 1) * decay for decay in decays]
     without_decay = 2 * scale / (1.0 if rate is None else rate)
     return Threshold(without_decay - max(shares), without_decay - min(shares))

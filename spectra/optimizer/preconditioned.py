@@ -1,4 +1,4 @@
-"""The matrix P^-1/2 A P^-1/2 for a positive definite P, most often diagonal, as an operator around A.
+"""The matrix P^-1/2 A P^-1/2 for a positive definite P, usually diagonal, as an operator around A.
 
 It has the eigenvalues of P^-1 A. Its trace and density are those of the curvature in the coordinates P^1/2 x, in which
 the optimizer's step is a step of gradient descent.
@@ -21,11 +21,11 @@ from spectra.wording import outline
 
 @dataclass
 class Preconditioned(Wrapper):
-    """The matrix sign R A R + diag(shift) with R = diag(root), or R = root; a Counting goes around it, not inside.
+    """The matrix sign R A R + diag(shift) with R = diag(root), or R = root.
 
-    The vectors `root` and `shift` (n,) are of the operator's dtype, and sharded as its vectors are. A `root` that is an
-    operator (n, n) is symmetric, and may multiply vectors of another dtype. Where A is itself an estimate, its errors
-    are those of R A R.
+    The vectors `root` and `shift` (n,) have the operator's dtype, and are sharded like its vectors. A `root` that is an
+    operator (n, n) is symmetric, and may multiply vectors of another dtype. If A is itself an estimate, the errors
+    reported are those of R A R. To count products, put `Counting` around this operator, not inside.
     """
 
     root: Any
@@ -50,14 +50,14 @@ class Preconditioned(Wrapper):
 
     @property
     def asymmetry(self) -> str | None:
-        """The likely cause, and the way out, where products in single precision are not symmetric."""
+        """The likely cause of asymmetric products in single precision, and the way out."""
         if self.dtype == torch.float64:
             return None
-        return "P is so small somewhere that P^-1/2 magnifies the rounding of products; take `dtype` float64"
+        return "some entries of P are so small that P^-1/2 magnifies the rounding of products; give `dtype` float64"
 
     @property
     def standard_errors(self) -> Callable[[Tensor], Tensor] | None:
-        """The standard errors of quotients u'RARu, where the operator tells those of its own."""
+        """The standard errors of quotients u'RARu, if the operator provides its own."""
         if (inner := find_on("standard_errors", self.operator)) is None:
             return None
 
@@ -70,11 +70,11 @@ class Preconditioned(Wrapper):
 
     @property
     def trace_error(self) -> Callable[[], float] | None:
-        """The standard error of the trace is not known where the operator is an estimate: nan."""
+        """The standard error of the trace, which is unknown (nan) if the operator is an estimate."""
         return None if find_on("trace_error", self.operator) is None else lambda: math.nan
 
     def diagonal_sum(self) -> None:
-        """The trace is not that of the operator, and none is known without products."""
+        """None: the trace differs from the operator's, and is unknown without products."""
 
 
 def _times(part: Tensor, diagonal: Tensor) -> Tensor:

@@ -26,18 +26,17 @@ from spectra.wording import outline
 class Preconditioner:
     """The preconditioner P of an optimizer, as P^-1/2, with its weight decay and its threshold of stability.
 
-    In place of the curvature A of the loss, the optimizer sees P^-1/2 A P^-1/2 + diag(decay), with -A where it
-    maximizes. Where learning rates eta differ between parameters, P stands for P / eta, and the threshold does not
-    contain eta.
+    In place of the curvature A of the loss, the optimizer sees P^-1/2 A P^-1/2 + diag(decay), with -A if it maximizes.
+    If learning rates eta differ between parameters, P is replaced by P / eta, and the threshold does not contain eta.
 
     Attributes:
-        optimizer: the name of torch's class; None where P was given directly.
+        optimizer: the name of torch's class; None if P was given directly.
         root: P^-1/2: a float64 vector (n,) on the CPU for a diagonal P, otherwise a symmetric operator (n, n).
         decay: the weight decay (n,), float64 on the CPU; None: zero.
-        rate: the learning rate eta; None where rates differ, or there is no optimizer.
-        threshold: the threshold of stability of the eigenvalues of the preconditioned matrix.
-        sign: 1.0, or -1.0 where the optimizer maximizes.
-        matched: how parameters of a saved state were matched with the model's: names, or order; None where they were
+        rate: the learning rate eta; None if rates differ, or there is no optimizer.
+        threshold: the threshold of stability for the eigenvalues of the preconditioned matrix.
+        sign: 1.0, or -1.0 if the optimizer maximizes.
+        matched: how parameters of a saved state were matched with the model's: names, or order; None if they were
             known.
     """
 
@@ -62,7 +61,8 @@ class Preconditioner:
         Args:
             operator: the matrix A.
             of_loss: whether A is a second derivative of the loss, which weight decay and the sign of `maximize` affect.
-                They do not affect products of gradients, such as their covariance. None: as a `Curvature` tells.
+                They do not affect products of gradients, such as their covariance. None: taken from a `Curvature`, and
+                True for other operators.
 
         Returns:
             P^-1/2 A P^-1/2 + diag(decay), as an operator.
@@ -72,7 +72,7 @@ class Preconditioner:
         """
         rows = len(self.root) if self.diagonal else self.root.shape[0]
         if operator.shape[0] != rows:
-            raise ArgumentError(f"`operator` of shape {tuple(operator.shape)}: give one of {rows:,} rows")
+            raise ArgumentError(f"`operator` of shape {tuple(operator.shape)}: give one with {rows:,} rows")
         if of_loss is None:
             of_loss = getattr(find_on("definition", operator), "loss_power", 1) == 1
         root = self.root
@@ -98,8 +98,8 @@ def preconditioner(
         model: the model whose parameters were optimized.
         parameters: the parameters by which the loss is differentiated, by their names in the model; None: all that
             require gradients. The rows of P are their entries in this order.
-        name: the name of torch's class, such as `AdamW`, where a state dict does not tell; the states of Adam and AdamW
-            are alike before torch 2.7.
+        name: the name of torch's class, such as `AdamW`, if a state dict does not show it: before torch 2.7, the states
+            of Adam and AdamW look the same.
 
     Returns:
         A `Preconditioner`. Coupled weight decay w adds w I to A (so leave out the problem's `weight_decay`); decoupled
@@ -117,24 +117,23 @@ def preconditioner(
 def entries_of(
     optimizer: Optimizer | Mapping, model: nn.Module, chosen: Mapping[str, nn.Parameter], name: str | None = None
 ) -> Entries:
-    """What an optimizer, or its state dict, holds of the chosen parameters and others; arguments as `preconditioner`'s.
+    """The options and state that an optimizer, or its state dict, holds for each parameter.
 
-    Raises SpectraError where a chosen one is not certainly among those that it moves.
+    The arguments are those of `preconditioner`. Raises SpectraError if a chosen parameter is not certainly among those
+    of the optimizer.
     """
     is_saved = isinstance(optimizer, Mapping)
     held = read_entries(optimizer, model, name) if is_saved else _live(optimizer, model, name)
     if missing := [own for own in chosen if own not in held.by_name]:
         rest = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
-        raise refusal(
-            f"{foreign(missing[0])}{rest} not among its parameters; leave out by `params` what it does not move"
-        )
+        raise refusal(f"{foreign(missing[0])}{rest} not among its parameters; leave such parameters out with `params`")
     return held
 
 
 def refuse_second_decay(
     decay: float, optimizer: Any, model: nn.Module, chosen: Mapping[str, nn.Parameter], name: str | None = None
 ) -> None:
-    """Raise SpectraError where a problem has this weight decay, and the optimizer or its saved state has its own.
+    """Raise SpectraError if a problem has this weight decay, and the optimizer or its saved state has its own.
 
     Further arguments are those of `preconditioner`.
     """
@@ -146,25 +145,27 @@ def refuse_second_decay(
 
 
 def second_decay(decay: float, optimizer: str = "the optimizer") -> SpectraError:
-    """The error for a problem that has a weight decay, beside that of the optimizer, which is called so."""
+    """The error for a problem with a weight decay in addition to that of the `optimizer`, which the error names so."""
     return SpectraError(
-        f"`weight_decay` {decay:g}: {optimizer} has weight decay of its own, so that it would count twice; leave "
+        f"`weight_decay` {decay:g}: {optimizer} has its own weight decay, so it would count twice; leave "
         "`weight_decay` out"
     )
 
 
 def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
-    """What an optimizer in memory holds, which knows its parameters themselves."""
+    """The options and state that an optimizer in memory holds for each parameter."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):  # as Accelerate and Lightning wrap it
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
-        raise refusal(f"{type(optimizer).__name__} is not an optimizer; give one of torch.optim, or its state_dict()")
+        raise refusal(f"expected a torch.optim optimizer or its state_dict(), got {type(optimizer).__name__}")
     states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
     known = name or of_class(type(optimizer))
     if known is None:
         refuse_others(names_in(optimizer.param_groups), names_in(states))
         shown = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-        raise refusal(f"{foreign(shown)} is not known; if it steps as one of {', '.join(RULES)} does, give `name` too")
+        raise refusal(
+            f"{foreign(shown)} is not supported; if its steps are those of one of {', '.join(RULES)}, give `name`"
+        )
     rule = recognise(optimizer.param_groups, states, known)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     held = {
@@ -181,7 +182,10 @@ def _of_entries(kind: str, entries: list[Entry], name: str | None) -> Preconditi
     rate = rates[0] if len(set(rates)) == 1 else None
     signs = {entry.on("maximize") for entry in entries}
     if len(signs) > 1:
-        raise refusal("it maximizes some parameters and minimizes others, so the matrix it meets is not symmetric")
+        raise refusal(
+            "it maximizes for some parameters and minimizes for others, so the preconditioned matrix is not symmetric; "
+            "choose either with `params`"
+        )
     decoupled = [is_decoupled(entry, kind, name) for entry in entries]
     decays = [rule.decay(entry) for entry in entries]
     roots, added, shares = [], [], []
@@ -202,27 +206,27 @@ def _of_entries(kind: str, entries: list[Entry], name: str | None) -> Preconditi
 
 
 def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
-    """The diagonal of P. Raises SpectraError where it is not positive and finite."""
+    """The diagonal of P. Raises SpectraError if it is not positive and finite."""
     if not (diagonal.isfinite() & (diagonal > 0)).all():
         raise refusal(
-            f"P is zero or not finite at entries of {foreign(entry.name)}: no gradient has come there and eps is 0, or "
-            "the run diverged; leave it out by `params`, or take another checkpoint"
+            f"P is zero or not finite at entries of {foreign(entry.name)}: they had no gradient and eps is 0, or the "
+            "run diverged; leave it out with `params`, or give another checkpoint"
         )
     return diagonal
 
 
 def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
-    """Whether weight decay is decoupled. Raises SpectraError where the state does not tell, or denies, what matters."""
+    """Whether weight decay is decoupled. Raises SpectraError if the state does not say, or contradicts `kind`."""
     if kind in ALWAYS_DECOUPLED:
         if entry.options.get("decoupled_weight_decay") is False and entry.number("weight_decay"):
             raise refusal(
-                f"its state says that weight decay is coupled, as Adam's is, and not as {kind}'s; leave the name out"
+                f"its state says that weight decay is coupled, as in Adam, and not as in {kind}; leave the name out"
             )
         return True
-    told = "decoupled_weight_decay" in entry.options or name is not None or kind not in ("Adam", "AdamW")
-    if not told and entry.number("weight_decay"):
+    known = "decoupled_weight_decay" in entry.options or name is not None or kind not in ("Adam", "AdamW")
+    if not known and entry.number("weight_decay"):
         raise refusal(
-            "its weight decay is Adam's or AdamW's, and a state of torch before 2.7 does not tell which; give `name`, "
-            "or write ?name=AdamW behind a path"
+            "it may be of Adam or AdamW, which differ in weight decay, and a state of torch before 2.7 does not say "
+            "which; append ?name=AdamW to the path, or give `name` in Python"
         )
     return entry.on("decoupled_weight_decay")

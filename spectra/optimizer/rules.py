@@ -1,7 +1,7 @@
-"""The register of optimizers whose preconditioner is known, and how a saved state tells which one it is of.
+"""The register of supported optimizers, and how to recognise the optimizer of a saved state.
 
-A state dict of torch names no optimizer. It is told by the options of its groups and the names in its state, all of
-which have to be known: other optimizers share most of their names with Adam, and none of its formulas.
+A state dict of torch does not name its optimizer. It is recognised by the options of its groups and the names in its
+state. All of these must be known, because other optimizers share most names with Adam, but not its formulas.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from spectra.optimizer import adafactor
-from spectra.optimizer.accumulators import adadelta, adagrad, none, rmsprop, summed_steps
+from spectra.optimizer.accumulators import adadelta, adagrad, no_momentum, rmsprop, summed_steps
 from spectra.optimizer.adam import adam, averaged, look_ahead, nadam, radam
 from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Recurrence
@@ -34,15 +34,15 @@ def decay_of(entry: Entry) -> float:
 
 @dataclass(frozen=True)
 class Rule:
-    """How an optimizer makes its steps."""
+    """How to recognise an optimizer, and how it makes its steps."""
 
-    options: frozenset[str]  # of its groups, without those that say how a step is computed or are in all
+    options: frozenset[str]  # of its groups, without those in COMPUTED and BESIDE
     kept: frozenset[str]  # names of its state
     diagonal: Callable[[Entry], Tensor]  # of P, in float64
     recurrence: Callable[[Entry], Recurrence]
     rate: Callable[[Entry], float] = rate_of
     decay: Callable[[Entry], float] = decay_of
-    mark: str = "foreach"  # an option that every one of its groups has: torch's, or one that is its own
+    mark: str = "foreach"  # an option that all its groups have: one of torch's, or its own
 
 
 AVERAGES = frozenset({"step", "exp_avg", "exp_avg_sq"})
@@ -66,7 +66,7 @@ RULES = {
         frozenset({"lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"}),
         frozenset({"step", "sum"}),
         adagrad,
-        none,
+        no_momentum,
     ),
     "RMSprop": Rule(
         frozenset({"lr", "alpha", "eps", "weight_decay", "momentum", "centered"}),
@@ -78,7 +78,7 @@ RULES = {
         frozenset({"lr", "rho", "eps", "weight_decay"}),
         frozenset({"step", "square_avg", "acc_delta"}),
         adadelta,
-        none,
+        no_momentum,
     ),
     "SGD": Rule(
         frozenset({"lr", "momentum", "dampening", "weight_decay", "nesterov"}),
@@ -90,7 +90,7 @@ RULES = {
         frozenset({"lr", "beta2_decay", "eps", "d", "weight_decay"}),
         frozenset({"step", "row_var", "col_var", "variance"}),
         adafactor.torch_diagonal,
-        none,
+        no_momentum,
         adafactor.torch_rate,
         adafactor.torch_decay,
     ),
@@ -106,13 +106,13 @@ RULES = {
     ),
 }
 ALWAYS_DECOUPLED = {"AdamW", "Adafactor", "transformers.Adafactor"}
-# How a step is computed; and what schedulers, trackers and users write into groups beside the options.
+# Options for how a step is computed, and keys that schedulers, trackers and users add to groups.
 COMPUTED = {"foreach", "maximize", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
 BESIDE = {
     *("params", "param_names", "initial_lr", "swa_lr", "max_lr", "min_lr", "lr_scale", "lr_mult"),
     *("base_momentum", "max_momentum", "name", "group_name", "layer"),
 }
-# Names of states and options that only these others have.
+# Names of states and options that only these other optimizers have.
 OTHERS = {
     "state1": "an optimizer of bitsandbytes, whose state may be of 8 bits",
     "qmap1": "an 8-bit optimizer of bitsandbytes",
@@ -138,9 +138,9 @@ OTHERS = {
     "lambd": "ASGD",
     "max_iter": "L-BFGS",
 }
-FACTORED = {"exp_avg_sq_row", "exp_avg_sq_r", "row_var"}  # names of a state of Adafactor's, whoever wrote it
-KNOWN = (
-    f"read are those of torch's {', '.join([name for name in RULES if '.' not in name][:-1])} and Adafactor, and "
+FACTORED = {"exp_avg_sq_row", "exp_avg_sq_r", "row_var"}  # names in the state of any Adafactor
+SUPPORTED = (
+    f"supported are torch's {', '.join([name for name in RULES if '.' not in name][:-1])} and Adafactor, and "
     "transformers' Adafactor"
 )
 
@@ -154,16 +154,16 @@ def of_class(kind: type) -> str | None:
 
 
 def recognise(groups: Iterable[Mapping[str, Any]], states: Iterable[Mapping[str, Any]], name: str | None = None) -> str:
-    """The name in RULES of the optimizer that groups and states are of; `name` where one is given and fits.
+    """The name in RULES of the optimizer that saved these groups and states; a given `name` is checked.
 
-    Raises SpectraError where it is none of them.
+    Raises SpectraError if it is not in RULES, or the name does not fit.
     """
     options, kept = names_in(groups), names_in(states)
-    # What users label their groups with is text.
+    # Labels that users give their groups are text.
     labels = {key for group in groups for key, value in group.items() if isinstance(value, str)}
     refuse_others(options, kept)
     if name is not None and name not in RULES:
-        raise refusal(f"{foreign(name)} is not known; {KNOWN}")
+        raise refusal(f"{foreign(name)} is not supported; {SUPPORTED}")
     for one, rule in RULES.items():
         if name in (None, one) and rule.options <= options and kept <= rule.kept:
             strange = options - rule.options - COMPUTED - BESIDE - labels
@@ -171,24 +171,23 @@ def recognise(groups: Iterable[Mapping[str, Any]], states: Iterable[Mapping[str,
                 return one
     if kept & FACTORED:
         raise refusal(
-            "its state is that of Adafactor, whose state is factored, but as neither torch nor transformers saves it; "
-            f"{KNOWN}"
+            f"its state is that of an Adafactor, but in a format of neither torch nor transformers; {SUPPORTED}"
         )
     seen = f"{counted(len(options), 'option')} ({foreign(', '.join(sorted(map(str, options))[:12]))})"
     if name:
         whose = name if "." in name else f"torch's {name}"
         raise refusal(f"its groups have {seen}, which are not those of {whose}; check the name")
-    raise refusal(f"its groups have {seen}, which are not those of an optimizer that is known; {KNOWN}")
+    raise refusal(f"its groups have {seen}, which are not those of a supported optimizer; {SUPPORTED}")
 
 
 def refuse_others(options: set[str], kept: set[str]) -> None:
-    """Raise SpectraError where the names of options and states are those of an optimizer that is known not to be read.
+    """Raise SpectraError if the names of options and states are those of a known optimizer that is not supported.
 
-    Lion has no name of its own: it has decays as Adam does, no eps, and an average of gradients alone.
+    Lion has no distinctive name: it has decays like Adam, no eps, and only an average of gradients.
     """
     lion = "Lion, whose step is a sign" if "betas" in options and "eps" not in options and kept == {"exp_avg"} else None
     if other := lion or next((other for mark, other in OTHERS.items() if mark in options | kept), None):
-        raise refusal(f"its state is that of {other}, which spectra does not read; {KNOWN}")
+        raise refusal(f"its state is that of {other}; {SUPPORTED}")
 
 
 def names_in(mappings: Iterable[Mapping[str, Any]]) -> set[str]:

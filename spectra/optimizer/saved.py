@@ -1,4 +1,4 @@
-"""Read `optimizer.state_dict()`: which options and which state each of the model's parameters has.
+"""Read `optimizer.state_dict()`: the options and the state of each of the model's parameters.
 
 States are saved by number (torch), by number beside names (optimizers of `model.named_parameters()`), or by name
 (FSDP and torch.distributed.checkpoint, whose dicts may be flat: `state.fc.weight.exp_avg`).
@@ -22,7 +22,7 @@ from spectra.quoting import foreign
 
 STATE, GROUPS = "state", "param_groups"
 SCALARS = {"step", "mu_product", "RMS"}  # names in a state whose tensors are not of the parameter's shape
-# Names of what Adafactor averages over rows and over columns, and whether the averages over rows keep a dimension of 1.
+# Names of Adafactor's averages over rows and over columns, and whether those over rows keep a dimension of 1.
 FACTORS = (("row_var", "col_var", True), ("exp_avg_sq_row", "exp_avg_sq_col", False))
 
 
@@ -36,26 +36,27 @@ def is_optimizer_state(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Entries:
-    """What an optimizer holds of each parameter that it has, by its name in the model."""
+    """The options and state that an optimizer holds for each of its parameters, by name in the model."""
 
     kind: str  # the optimizer's name in RULES
     by_name: dict[str, Entry]
-    matched: str | None  # how a saved state's parameters were told: names, or order; None: the optimizer has them
+    matched: str | None  # how a saved state was matched with the model: names, or order; None: it was not saved
 
 
 def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None) -> Entries:
-    """What a saved optimizer holds of each of a model's parameters.
+    """Read the options and state that a saved optimizer holds for each of a model's parameters.
 
     Args:
         state_dict: what `optimizer.state_dict()` returned.
         model: the model whose parameters were optimized, built as in training.
-        name: the name of torch's class, where it is known.
+        name: the name of torch's class, if it is known.
 
     Raises:
-        SpectraError: it is no such dict, is of another optimizer, or its states fit the model in no way or in several.
+        SpectraError: it is not such a dict, its optimizer is not supported, or its states fit the model in no way or in
+            several.
     """
     if not is_optimizer_state(state_dict):
-        raise refusal("it holds no `state` and `param_groups`; give what optimizer.state_dict() returned")
+        raise refusal("it holds no `state` and `param_groups`; give the dict that optimizer.state_dict() returned")
     state, groups = _parts(state_dict)
     rule = recognise(groups, state.values(), name)
     keys = [list(dict.fromkeys(group["params"])) for group in groups]
@@ -74,7 +75,7 @@ def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None)
 
 
 def _parts(state_dict: Mapping) -> tuple[Mapping[Any, Mapping], Sequence[Mapping]]:
-    """The states and the groups. Raises SpectraError where they are damaged."""
+    """The states and the groups. Raises SpectraError if they are damaged."""
     state, groups = _unflattened(state_dict) if GROUPS not in state_dict else (state_dict[STATE], state_dict[GROUPS])
     whole = all(
         isinstance(group, Mapping)
@@ -88,7 +89,7 @@ def _parts(state_dict: Mapping) -> tuple[Mapping[Any, Mapping], Sequence[Mapping
 
 
 def _unflattened(flat: Mapping) -> tuple[dict[str, dict], list[dict]]:
-    """A flat dict of torch.distributed.checkpoint: one group a parameter, named as it."""
+    """The states and groups of a flat dict of torch.distributed.checkpoint, with one group per parameter."""
     parts: dict[str, dict[str, dict]] = {STATE: {}, GROUPS: {}}
     for key, value in flat.items():
         kind, _, rest = str(key).partition(".")
@@ -99,7 +100,7 @@ def _unflattened(flat: Mapping) -> tuple[dict[str, dict], list[dict]]:
 
 
 def _written(groups: Sequence[Mapping], keys: list[list]) -> list[list[str]] | None:
-    """The names of the parameters of each group as the file has them; None where it has numbers alone."""
+    """The names of the parameters of each group in the file; None if it has only numbers."""
     if all(isinstance(key, str) for own in keys for key in own):
         return keys
     if not all("param_names" in group for group in groups):
@@ -116,9 +117,9 @@ def _by_order(keys: list[list], state: Mapping[Any, Mapping], model: nn.Module) 
 
 
 def in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
-    """The names of the model for those in a file, whatever wrapper stood around the model there.
+    """The model's names for the names in a file, whatever wrapper the model had when it was saved.
 
-    Of tied parameters it is the first name. Raises SpectraError where several prefixes would do.
+    Tied parameters have their first name. Raises SpectraError if several prefixes fit.
     """
     every = dict(model.named_parameters(remove_duplicate=False))
     first = {id(p): name for name, p in model.named_parameters()}
@@ -126,13 +127,13 @@ def in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
     found = matches(None, [name for own in written for name in own], wanted)
     if len(found) > 1:
         starts = " or ".join(foreign(match.prefix) for match in found[:2])
-        raise refusal(f"its names are those of the model under {starts}; save the optimizer of one of them")
+        raise refusal(f"its names fit the model under several prefixes ({starts}); save the optimizer of one model")
     names = {name: first[id(every[own])] if own in every else own for name, own in found[0].names.items()}
     return [[names.get(name, name) for name in own] for own in written]
 
 
 def _shape(state: Mapping[str, Any]) -> torch.Size | None:
-    """The shape of the parameter that a state is of; None where no tensor tells it."""
+    """The shape of the parameter that a state belongs to; None if no tensor shows it."""
     shapes = {key: v.shape for key, v in state.items() if key not in SCALARS and isinstance(v, Tensor)}
     for row, column, keeps in FACTORS:
         if row in shapes and column in shapes:

@@ -10,7 +10,7 @@ from spectra.optimizer.momentum import Recurrence
 
 
 def identity(entry: Entry) -> Tensor:
-    """The diagonal of I."""
+    """The diagonal of the identity."""
     return torch.ones(entry.shape, dtype=torch.float64)
 
 

@@ -1,8 +1,8 @@
 """The next step of an optimizer of torch, and its momentum, as vectors in the order of the chosen parameters.
 
-The update is what torch's own class does: it is run on float64 copies of the parameters, one at a time, with the saved
-state and options and a given gradient. Whatever that class does is in it, as decoupled weight decay and the correction
-of averages for the number of steps; what a training loop does before, as the clipping of gradients, is not.
+The update is that of torch's own class, which is run on float64 copies of the parameters, one at a time, with the saved
+state and options and a given gradient. It includes all that the class does, such as decoupled weight decay and bias
+correction, but not what a training loop does before, such as gradient clipping.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from spectra.optimizer.preconditioner import entries_of, is_decoupled
 from spectra.optimizer.saved import SCALARS
 from spectra.quoting import foreign
 
-BY_SPEED = {"foreach", "fused", "capturable", "differentiable"}  # options that say how fast, not what is computed
-MOMENTA = ("exp_avg", "momentum_buffer")  # names in a state; steps go against it
+BY_SPEED = {"foreach", "fused", "capturable", "differentiable"}  # options that change the speed, not the result
+MOMENTA = ("exp_avg", "momentum_buffer")  # names in a state; steps go against these
 
 
 def next_update(
@@ -35,22 +35,22 @@ def next_update(
     name: str | None = None,
     unused: Collection[str] = (),
 ) -> Tensor:
-    """The change of the parameters that the optimizer's next step makes, given the gradient.
+    """Compute the change of the parameters by the optimizer's next step, given the gradient.
 
     Args:
         optimizer: a torch.optim optimizer, or what its `state_dict()` returned. Neither it nor the model is changed.
         model: the model whose parameters were optimized.
-        parameters: those that are looked at, by their names in the model.
-        gradient: (n,), of the loss by these parameters, one after the other.
-        name: the name of torch's class, as `AdamW`, where a state dict does not tell.
-        unused: names of parameters that the loss does not depend on: they have no gradient, and stay as they are.
+        parameters: the chosen parameters, by their names in the model.
+        gradient: the gradient (n,) of the loss with respect to these parameters, one after the other.
+        name: the name of torch's class, such as `AdamW`, if a state dict does not show it.
+        unused: names of parameters that the loss does not depend on: they have no gradient, and are not changed.
 
     Returns:
-        The update (n,), after less before, in float64 on the CPU. A parameter that has had no step takes its first.
+        The update (n,), after minus before, in float64 on the CPU. A parameter without steps takes its first.
 
     Raises:
-        SpectraError: the optimizer is not known, a parameter is not certainly among those that it moves, or its state
-            is not one that torch's class can go on from.
+        SpectraError: the optimizer is not supported, a parameter is not certainly among its parameters, or torch's
+            class cannot continue from its state.
     """
     held = entries_of(optimizer, model, parameters, name)
     given = gradient.detach().cpu().double().split([p.numel() for p in parameters.values()])
@@ -70,20 +70,20 @@ def momentum(
     name: str | None = None,
     unused: Collection[str] = (),
 ) -> Tensor:
-    """The direction into which the optimizer's momentum goes: -m, with its average or sum m of gradients.
+    """Compute the direction -m of the optimizer's momentum, where m is its average or sum of gradients.
 
-    That is `exp_avg` of Adam and its kin, and `momentum_buffer` of SGD and RMSprop (there of gradients that are
-    preconditioned already). Where gradients are steady it points as -g, along which the loss falls.
+    It is `exp_avg` in Adam and related optimizers, and `momentum_buffer` in SGD and in RMSprop, where gradients are
+    already preconditioned. If gradients change little, -m points along -g, in which the loss falls.
 
     Args:
-        optimizer, model, parameters, name: as `next_update` takes them.
+        optimizer, model, parameters, name: as for `next_update`.
         unused: names of parameters that the loss does not depend on, and which may have no momentum.
 
     Returns:
         The direction (n,), in float64 on the CPU.
 
     Raises:
-        SpectraError: as `next_update`, and where the optimizer keeps no momentum, or none yet of a parameter.
+        SpectraError: as for `next_update`, or the optimizer keeps no momentum, or none yet for a parameter.
     """
     held = entries_of(optimizer, model, parameters, name)
     entries = [held.by_name[own] for own in parameters]
@@ -106,17 +106,17 @@ def _stepped(entry: Entry, kind: str, name: str | None, p: Tensor, gradient: Ten
     try:
         made.step()
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        text = f"torch's {kind} takes no step from the state of {foreign(entry.name)} ({describe(error)})"
-        raise refusal(f"{text}; save the whole of optimizer.state_dict()") from error
+        text = f"torch's {kind} cannot continue from the state of {foreign(entry.name)} ({describe(error)})"
+        raise refusal(f"{text}; save the whole optimizer.state_dict()") from error
     return own.detach() - before
 
 
 def _optimizer(entry: Entry, kind: str, name: str | None, own: nn.Parameter) -> Optimizer:
-    """An optimizer of torch of one parameter, in the state in which it was found."""
+    """An optimizer of torch for one parameter, with its saved options and state."""
     options = dict(entry.options)
     if kind in ("Adam", "AdamW"):  # one class in all but this
         kind, options["decoupled_weight_decay"] = "Adam", is_decoupled(entry, kind, name)
-    if kind == "Adafactor":  # its eps may be that of the type in which it has trained
+    if kind == "Adafactor":  # its eps may be that of the dtype in training
         options["eps"] = torch_eps(entry)
     cls: Any = getattr(torch.optim, kind, None)
     if cls is None:
@@ -125,14 +125,14 @@ def _optimizer(entry: Entry, kind: str, name: str | None, own: nn.Parameter) -> 
     try:
         made = cls([own], **{key: _plain(value, key) for key, value in options.items() if key in known - {"params"}})
     except ValueError as error:
-        raise refusal(f"torch's {kind} refuses its options ({describe(error)}); save it again") from error
+        raise refusal(f"torch's {kind} rejects its options ({describe(error)}); save it again") from error
     if state := {key: value for key, value in entry.state.items() if value is not None}:
         made.state[own] = {key: _restored(entry, key) for key in state}
     return made
 
 
 def _plain(value: Any, key: str) -> Any:
-    """An option without tensors, in which `capturable` optimizers hold numbers."""
+    """An option with tensors, which `capturable` optimizers use for numbers, converted to numbers."""
     if isinstance(value, list | tuple):
         return tuple(_plain(part, key) for part in value)
     return value if value is None or isinstance(value, bool | str) else as_number(value, key)

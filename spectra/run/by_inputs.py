@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
-from spectra.krylov.equal_blocks import Whole, dense_measure, dense_measure_pays, dense_pays
+from spectra.krylov.equal_blocks import Unsharded, dense_measure, dense_measure_pays, dense_pays
 from spectra.krylov.methods import CHEAPEST_TRACE_BLOCKS, EIG_BLOCKS, TRACE_BLOCKS
 from spectra.operator import Counting, SymmetricOperator, random_vectors
 from spectra.problem.by_inputs import InputProblem
@@ -108,7 +108,7 @@ def refuse_mixed(matrix: SymmetricOperator, blocks: int, generator: torch.Genera
     kept = torch.randperm(blocks, generator=generator)[: blocks // 2].to(drawn.device)
     vector = torch.zeros_like(drawn)
     vector[kept] = drawn[kept]
-    image: Tensor = (Whole(matrix) @ vector.flatten()).view(blocks, -1)
+    image: Tensor = (Unsharded(matrix) @ vector.flatten()).view(blocks, -1)
     size = norm(image.flatten())
     image[kept] = 0
     others = norm(image.flatten())

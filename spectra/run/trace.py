@@ -15,7 +15,7 @@ from spectra.krylov.correction import with_correction, with_unsteadiness
 from spectra.krylov.deflation import with_deflation
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
-from spectra.krylov.methods import OF_A_BASIS, TRACE
+from spectra.krylov.methods import BASIS_SHARES, TRACE
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import TraceEstimate, exact_trace
 from spectra.krylov.sampling import with_sampling_error
@@ -133,7 +133,7 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
         (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name], precision=IEEE)
     else:
         precision = IEEE if method == "dense" else None  # exact, as it is asked for
-        corrected = with_deflation(with_correction(found, OF_A_BASIS.get(method, 0.0)))
+        corrected = with_deflation(with_correction(found, BASIS_SHARES.get(method, 0.0)))
         corrected = partial(with_sampling_error(with_unsteadiness(corrected)), **settings)
         (measurement,) = session.measure(corrected, reuse=True, names=[name], precision=precision)
     return measurement

@@ -1,1 +1,1 @@
-"""A spectral measure as curves and numbers: density, bands, outliers, summaries."""
+"""Curves and numbers of a spectral measure: density, confidence bands, outliers, summaries."""

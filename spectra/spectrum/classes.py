@@ -1,16 +1,17 @@
-"""The GGN of cross entropy by class and cross-class means, and which of them its leading eigenvalues come from.
+"""The GGN of cross entropy as a sum of class, cross-class and within-class parts, and their shares of its eigenvalues.
 
-For example i of class c, delta_icc' = J_i'(e_c' - p_i) is minus the gradient that label c' would give, and with weights
+For example i of class c, delta_icc' = J_i'(e_c' - p_i) is minus the gradient for label c', and with weights
 w_icc' = s_i p_ic' / W the GGN is the sum of w_icc' delta_icc' delta_icc'' (Papyan 2020, *Traces of class/cross-class
-structure pervade deep learning spectra*). With means delta_cc' over the examples of a class, weighted, and delta_c over
-c' != c, it is the sum of three levels, each positive semi-definite:
+structure pervade deep learning spectra*). With the weighted means delta_cc' over the examples of a class, and delta_c
+over c' != c, the GGN is the sum of three levels, each positive semi-definite:
 
     class   sum_c  w_c delta_c delta_c' + w_cc delta_cc delta_cc'      w_c = sum of w_cc' over c' != c
     cross   sum_c sum_{c' != c}  w_cc' (delta_cc' - delta_c)(delta_cc' - delta_c)'
     within  sum_c sum_c' sum_i  w_icc' (delta_icc' - delta_cc')(delta_icc' - delta_cc')'
 
-Papyan keeps the terms c' = c apart. Their means belong to the first level: for each example sum_c' p_c' (e_c' - p) is
-zero, so that w_cc delta_cc = -w_c delta_c, and this level is sum_c (1 + w_cc / w_c) w_cc delta_cc delta_cc'.
+Papyan treats the terms c' = c separately. Their means belong to the first level: for each example
+sum_c' p_c' (e_c' - p) = 0, so w_cc delta_cc = -w_c delta_c, and this level is
+sum_c (1 + w_cc / w_c) w_cc delta_cc delta_cc'.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from spectra.vectors import full_tensor
 
 @dataclass(frozen=True)
 class ClassMeans:
-    """sqrt(w_cc') delta_cc' for all classes c and labels c': the sum of their outer products is class + cross."""
+    """The vectors sqrt(w_cc') delta_cc' for all classes c and labels c'; their outer products sum to class + cross."""
 
     rows: Tensor  # (C, C, n)
     weights: Tensor  # (C, C), w_cc', float64; those of a class sum to its share of the examples
@@ -50,13 +51,13 @@ class ClassMeans:
     def class_scales(self) -> Tensor:
         """The factors (C,) sqrt(1 + w_cc / w_c) from rows c' = c to the first level; zero where a class is absent."""
         own = self.weights.diagonal()
-        others = (self.weights - own.diag()).sum(dim=1)  # not the whole less its own: p_cc may be all but 1
+        others = (self.weights - own.diag()).sum(dim=1)  # subtracting before summing loses no digits if p_cc is near 1
         return torch.where(others > 0, (others + own) / others, 0).sqrt()
 
 
 @dataclass(frozen=True)
 class ClassStructure:
-    """The three levels' shares of the trace and of leading eigenvalues of the GGN, without weight decay."""
+    """The shares of the three levels in the trace and in leading eigenvalues of the GGN, without weight decay."""
 
     trace: float
     class_trace: float
@@ -64,8 +65,8 @@ class ClassStructure:
     class_eigenvalues: Tensor  # (C,) falling, of the first level alone
     mean_eigenvalues: Tensor  # (C^2,) falling, of class + cross: the j-th is no larger than the GGN's
     eigenvalues: Tensor  # (k,) of the GGN, as given
-    attribution: Tensor  # (k, 3): what class, cross and within give of each u'Gu, in parts of one
-    overlaps: Tensor  # (k, 2): |P u|^2, P onto the span of all delta_c, of all delta_cc'; by chance C/n, C (C - 1)/n
+    attribution: Tensor  # (k, 3): the shares of class, cross and within in each u'Gu
+    overlaps: Tensor  # (k, 2): |P u|^2 in the span of all delta_c and of all delta_cc'; by chance C/n, C (C - 1)/n
     products: int
 
     @property
@@ -80,10 +81,11 @@ class ClassStructure:
 
 
 def class_structure(problem: Problem, pairs: Eigenpairs, trace: float | None = None) -> ClassStructure:
-    """Levels of the GGN beside its leading `pairs` (k); `trace` is that without weight decay, or is taken exactly.
+    """Compute the shares of the three levels in the trace and in the leading eigenpairs `pairs` (k) of the GGN.
 
-    Costs (C - 1) / 2 products where each example has one label, C (C - 1) / 2 where it has several, and the exact
-    trace. Raises SpectraError where the loss is not cross entropy with labels, or C^2 vectors exceed memory.
+    `trace` is the trace without weight decay; None: it is computed exactly. This costs (C - 1) / 2 products if each
+    example has one label, C (C - 1) / 2 if it has several, and the exact trace. Raises SpectraError if the loss is not
+    cross entropy with integer labels, or C^2 vectors do not fit memory.
     """
     means = class_means(problem)
     products = means.products
@@ -117,18 +119,18 @@ def class_structure(problem: Problem, pairs: Eigenpairs, trace: float | None = N
 
 
 def class_means(problem: Problem) -> ClassMeans:
-    """All cross-class means, in C^2 vectors; the costs and errors of `class_structure`."""
+    """Compute all cross-class means, C^2 vectors; for cost and errors see `class_structure`."""
     classes = class_count(problem)
     if classes is None:
         raise SpectraError(
-            "`loss`: class means are those of cross entropy with integer labels; choose `loss` cross_entropy, and "
-            "store labels as integers"
+            "`loss`: class means need cross entropy with integer labels; choose `loss` cross_entropy, and store labels "
+            "as integers"
         )
     needed, room = classes**2 * problem.size * problem.dtype.itemsize, memory_share(problem.device)
     if needed > room:
         raise SpectraError(
             f"`params`: {classes**2:,} cross-class means of {problem.size:,} numbers take {needed / 2**30:.1f} GiB, "
-            f"and {room / 2**30:.1f} may be taken; choose fewer parameters"
+            f"and {room / 2**30:.1f} GiB are available; choose fewer parameters"
         )
     place = device_of_vectors(problem.device)
     sums = torch.zeros(classes, classes, problem.size, dtype=problem.dtype, device=place)
@@ -144,7 +146,7 @@ def class_means(problem: Problem) -> ClassMeans:
 
 
 def class_count(problem: Problem) -> int | None:
-    """C, from the output for one batch; None where the loss is not cross entropy with integer labels."""
+    """The number of classes C, from the output for one batch; None if the loss is not cross entropy with labels."""
     first = problem.batches[0]
     if not isinstance(problem.loss, CrossEntropy) or problem.labels(first).is_floating_point():
         return None
@@ -153,7 +155,7 @@ def class_count(problem: Problem) -> int | None:
 
 
 def by_class(problem: Problem, batch: Batch) -> Iterator[tuple[Batch, list[int]]]:
-    """Parts of a batch with the labels that are in them: examples of one label each, if each has only one."""
+    """Yield parts of a batch with their labels: one part per label if examples have one label, else the whole batch."""
     own = problem.labels(batch)
     labels = own.unique().tolist()
     if own.ndim > 1:
@@ -164,7 +166,7 @@ def by_class(problem: Problem, batch: Batch) -> Iterator[tuple[Batch, list[int]]
 
 
 def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, weights: Tensor) -> None:
-    """Add the batch's sums over i of w_icc' delta_icc', c' != c, to `sums`, and all its w_icc' to `weights`."""
+    """Add a batch's sums over i of w_icc' delta_icc' for c' != c to `sums`, and of all w_icc' to `weights`."""
     loss, targets = problem.loss, problem.labels(batch)
     assert isinstance(loss, CrossEntropy)  # as `class_count` has seen
     counted = [label for label in labels if label != loss.ignore_index]
@@ -188,7 +190,7 @@ def add_sums(problem: Problem, batch: Batch, labels: list[int], sums: Tensor, we
 
 
 def with_own_label(sums: Tensor, weights: Tensor) -> Tensor:
-    """sqrt(w_cc') delta_cc' from the sums w_cc' delta_cc' of c' != c; all labels' together are zero."""
+    """Compute sqrt(w_cc') delta_cc' from the sums w_cc' delta_cc' for c' != c; over all labels the sums add to zero."""
     for c, of_class in enumerate(sums):
         of_class[c] = -of_class.sum(dim=0)
     scales = torch.where(weights > 0, weights.rsqrt(), 0)
@@ -196,10 +198,10 @@ def with_own_label(sums: Tensor, weights: Tensor) -> Tensor:
 
 
 def share_inside(gram: Tensor, along: Tensor, rounding: float) -> Tensor:
-    """|P u|^2 (k,) of unit vectors u, P onto the span of rows R, by R R' (m, m) and u'R' (k, m)."""
+    """The share |P u|^2 (k,) of unit vectors u in the span of rows R, from R R' (m, m) and u'R' (k, m)."""
     lengths = gram.diagonal().sqrt()
     held = lengths > 0
     lengths = lengths[held]
     values, basis = torch.linalg.eigh(gram[held][:, held] / lengths[:, None] / lengths)
-    kept = values > len(values) * rounding  # rows are of length one: what is less may be rounding
+    kept = values > len(values) * rounding  # rows have norm 1: smaller values may be rounding
     return ((along[:, held] / lengths) @ basis[:, kept]).square().div(values[kept]).sum(dim=1)

@@ -1,11 +1,11 @@
-"""A spectral measure as curves: the distribution without a bandwidth, the density with an honest one.
+"""Curves of a spectral measure: the cumulative distribution, which needs no bandwidth, and the smoothed density.
 
-Sees nodes and weights only. Every length here is relative to the spectrum itself, so that scaling a matrix
-by c scales grids by c, densities by 1/c, and changes no fraction.
+Only nodes and weights are used. Every length is relative to the spectrum itself, so that scaling a matrix by c scales
+grids by c, densities by 1/c, and changes no fraction.
 
-With probes uniform on the sphere of R^n the squared coordinates of a probe in the eigenbasis are
+For probes that are uniform on the sphere of R^n, the squared coordinates of a probe in the eigenbasis are
 Dirichlet(1/2, ..., 1/2), whatever the matrix. Hence v'f(A)v has mean tr f(A) / n and variance
-2/(n+2) * (mean f^2 - (mean f)^2) over the eigenvalues, which the bands below use beside what the probes show.
+2/(n+2) * (mean f^2 - (mean f)^2) over the eigenvalues. The bands below use this together with the spread of the probes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from spectra.krylov.results import SpectralMeasure, as_cpu_float64
 WIDTH = 1.0
 NORMAL = 1.959964  # 97.5 % point of the normal distribution
 KOLMOGOROV = 1.358099  # 95 % point of sup |Brownian bridge| (Smirnov 1948)
-EPSILON = 1e-12  # of the mass of a probe, which is a sum of weights
+EPSILON = 1e-12  # of the mass of a probe: rounding of the sum of its weights
 NOISE = float(np.finfo(np.float32).eps)  # of the largest |eigenvalue|; products are float32 by default
 TAIL = 4.5  # kernel widths that a grid leaves beyond the outermost nodes: a mass of 7e-6 is cut
 
 
 @dataclass(frozen=True)
 class Band:
-    """A curve on a grid between its 95 % limits; three arrays of the grid's shape."""
+    """A curve on a grid with its 95 % limits; three arrays of the grid's shape."""
 
     grid: np.ndarray
     value: np.ndarray
@@ -39,7 +39,7 @@ class Band:
 
 
 class Fraction(NamedTuple):
-    """A fraction of the eigenvalues between its 95 % limits."""
+    """A fraction of the eigenvalues with its 95 % limits."""
 
     value: float
     lower: float
@@ -47,12 +47,12 @@ class Fraction(NamedTuple):
 
 
 def cms_bounds(nodes: np.ndarray, weights: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rigorous bounds of mu((-inf, x]) for every measure mu with this Gauss quadrature, `nodes` (m,).
+    """Compute rigorous bounds on mu((-inf, x]) for all measures mu with this Gauss quadrature: two arrays of x's shape.
 
-    Chebyshev-Markov-Stieltjes (Szego 1939, section 3.41): the mass strictly before the node left of x, and
-    up to and including the node right of x. Beyond the last node on either side the mass that may lie still
-    further out falls fast: with p(y) = prod_{k>1} (y - x_k) / (x - x_k), p^2 >= 1 left of x < x_1, and its
-    integral is the quadrature's, weight_1 p(x_1)^2. Weights of zero are padding. Two arrays of x's shape.
+    These are the Chebyshev-Markov-Stieltjes bounds (Szego 1939, section 3.41): the mass strictly before the node left
+    of x, and the mass up to and including the node right of x. The mass beyond the outermost nodes (m,) falls fast:
+    with p(y) = prod_{k>1} (y - x_k) / (x - x_k), p^2 >= 1 left of x < x_1, and its integral is the quadrature's,
+    weight_1 p(x_1)^2. Weights of zero are padding.
     """
     held = weights > 0
     order = np.argsort(nodes[held], kind="stable")
@@ -71,15 +71,15 @@ def _decay(end: float, others: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def cumulative(measure: SpectralMeasure, grid: np.ndarray) -> Band:
-    """The fraction of eigenvalues <= x, for x on `grid`, and a band that holds the whole true curve.
+    """Compute the fraction of eigenvalues <= x, for x on `grid`, with a 95 % band for the whole curve.
 
-    The mean of the probes' own distributions lies between the means of their Chebyshev-Markov-Stieltjes
-    bounds, without exception. Around the truth it moves by chance, and the law of that is known: sums of
-    Dirichlet(1/2) coordinates have the covariance of a Brownian bridge in F, 2/(n+2) F(x)(1-F(y)), so with P
-    probes sup |mean F_v - F| stays below Kolmogorov's 1.358 * sqrt(2 / (P (n+2))) in 95 % of runs. This
-    needs no bootstrap, holds from one probe on, and for all x at once. Deflated eigenvalues are exact, and so are the
-    fractions 0 and 1 beyond the ends of a spectrum of which every distinct eigenvalue is known. Eigenvalues that
-    noise of the products may have moved by e lie at x + e or below, and not at x - e or below.
+    The mean of the probes' own distributions always lies between the means of their Chebyshev-Markov-Stieltjes bounds.
+    Its deviation from the truth is random with a known law: sums of Dirichlet(1/2) coordinates have the covariance of
+    a Brownian bridge in F, 2/(n+2) F(x)(1-F(y)), so with P probes sup |mean F_v - F| stays below Kolmogorov's
+    1.358 * sqrt(2 / (P (n+2))) in 95 % of runs. This needs no bootstrap, and holds for a single probe and for all x at
+    once. Deflated eigenvalues are exact, and so are the fractions 0 and 1 beyond the ends of a spectrum if every
+    distinct eigenvalue is known. If noise of the products may have moved eigenvalues by e, the band at x includes those
+    at x - e and x + e.
     """
     if measure.noise:
         exact = replace(measure, noise=0.0)
@@ -97,7 +97,7 @@ def cumulative(measure: SpectralMeasure, grid: np.ndarray) -> Band:
 
 
 def mass_near_zero(measure: SpectralMeasure, scale: float) -> Fraction:
-    """The fraction of eigenvalues in [-scale, scale], quadrature bounds and 95 % of chance together."""
+    """Compute the fraction of eigenvalues in [-scale, scale]; its limits combine quadrature bounds and 95 % chance."""
     if measure.noise:
         exact = replace(measure, noise=0.0)
         inner, outer = (mass_near_zero(exact, scale + shift) for shift in (-measure.noise, measure.noise))
@@ -119,12 +119,12 @@ def density(measure: SpectralMeasure, grid: np.ndarray, width: float = WIDTH) ->
     """Density (fraction of eigenvalues per unit of x) on an increasing `grid`, with a pointwise 95 % band.
 
     Each node becomes a Gaussian of `width` local node spacings (see `node_spacings`); deflated eigenvalues,
-    which are exact, become Gaussians of one local grid step. Nothing is drawn narrower than that, so that the
-    curve integrates to one on its grid, be it even in x or in asinh x.
+    which are exact, become Gaussians of one local grid step. No Gaussian is narrower than that, so that the
+    curve integrates to one on its grid, whether that is even in x or in asinh x.
 
-    Band: mean over probes +- the larger of Student's interval from the probes and the normal interval from
-    the a-priori variance (the head of this file), which steadies few probes and is all there is for one.
-    It holds chance alone: what smoothing hides is in `cumulative`'s band.
+    The band is the mean over probes +- the larger of Student's interval from the probes and the normal interval from
+    the a-priori variance (see the head of this file), which stabilises few probes and is the only one for a single
+    probe. The band includes chance only, not what smoothing hides; for that, see `cumulative`.
     """
     parts = _split(measure)
     widths = width * node_spacings(parts.nodes, parts.weights)
@@ -144,12 +144,12 @@ def density(measure: SpectralMeasure, grid: np.ndarray, width: float = WIDTH) ->
 
 
 def node_spacings(nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Distance between neighbouring Gauss nodes around each of `nodes` (probes, steps), same shape.
+    """The distance between neighbouring Gauss nodes around each of `nodes` (probes, steps), in the same shape.
 
     m nodes on centre +- half tend to the arcsine law (zeros of orthogonal polynomials): with
     t = (x - centre) / half they lie half * pi sqrt(1 - t^2) / m apart, and half * (pi/m)^2 at the two ends.
-    Where mass crowds, as around zero in a network's spectrum, nodes crowd too, before they follow that law:
-    so the spacing is never more than the mean distance to the two neighbours in the same row.
+    Where mass is concentrated, as around zero in a network's spectrum, nodes are denser than this law says, so the
+    spacing is at most the mean distance to the two neighbours in the same row.
     """
     held = weights > 0
     low, high = nodes[held].min(), nodes[held].max()
@@ -166,23 +166,23 @@ def node_spacings(nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def linear_grid(measures: Iterable[SpectralMeasure], points: int = 1001) -> np.ndarray:
-    """Even grid that covers the densities of all `measures`; a spectrum of one point gets room around it."""
+    """Make an even grid that covers the densities of all `measures`, with room around a spectrum of one point."""
     return _even(*_reach(measures), points)
 
 
 def asinh_grid(measures: Iterable[SpectralMeasure], scale: float, points: int = 1001) -> np.ndarray:
-    """Points that are even in asinh(x / scale): linear within `scale` of zero, logarithmic beyond."""
+    """Make a grid that is even in asinh(x / scale): linear within `scale` of zero, logarithmic beyond."""
     low, high = np.arcsinh(np.array(_reach(measures)) / scale)
     return scale * np.sinh(_even(low, high, points))
 
 
 def asinh_scale(measures: Iterable[SpectralMeasure]) -> float:
-    """The scale at which a logarithmic axis turns linear: the 10 % quantile of |node|, within limits.
+    """The scale below which a logarithmic axis is linear: the 10 % quantile of |node|, within limits.
 
-    Over the bulks of all measures together, each node counted once: quadrature resolves little below the
-    nodes nearest to zero, and an axis that went on would spread a few nodes over many decades. The limits are
-    float32's epsilon times the largest |eigenvalue|, below which signs mean nothing, and a tenth of that
-    eigenvalue, so that there is a decade to show. A zero matrix has no scale, and gets 1.
+    The quantile is over the bulk nodes of all measures, each counted once. Quadrature resolves little below the nodes
+    nearest to zero, so a smaller scale would spread a few nodes over many decades. The limits are float32's epsilon
+    times the largest |eigenvalue|, below which signs mean nothing, and a tenth of that eigenvalue, so that there is a
+    decade to show. The scale of a zero matrix is 1.
     """
     splits = [_split(measure) for measure in measures]
     bulk = np.abs(np.concatenate([parts.nodes[parts.weights > 0] for parts in splits]))
@@ -191,9 +191,9 @@ def asinh_scale(measures: Iterable[SpectralMeasure]) -> float:
 
 
 def wasserstein(nodes_a: np.ndarray, weights_a: np.ndarray, nodes_b: np.ndarray, weights_b: np.ndarray) -> float:
-    """Wasserstein-1 distance, the integral of |F_a - F_b|, exact for discrete measures; units of the nodes.
+    """Compute the Wasserstein-1 distance, the integral of |F_a - F_b|, of discrete measures, in units of the nodes.
 
-    Arrays of any shape, (probes, steps) too; each measure is scaled to mass 1.
+    Arrays may have any shape, such as (probes, steps); each measure is scaled to mass 1.
     """
     nodes_a, weights_a, nodes_b, weights_b = (
         np.asarray(values, dtype=np.float64).ravel() for values in (nodes_a, weights_a, nodes_b, weights_b)
@@ -205,14 +205,14 @@ def wasserstein(nodes_a: np.ndarray, weights_a: np.ndarray, nodes_b: np.ndarray,
 
 
 def student_quantile(freedom: int) -> float:
-    """97.5 % point of Student's t."""
-    from scipy.special import stdtrit  # a third of a second, which tables need not wait for
+    """The 97.5 % point of Student's t distribution."""
+    from scipy.special import stdtrit  # takes 0.3 s to import, which tables do not need
 
     return float(stdtrit(freedom, 0.975))
 
 
 def known_exactly(measure: SpectralMeasure) -> bool:
-    """Whether nodes and weights are the whole distribution of each probe, and not a quadrature of it."""
+    """Whether nodes and weights are the exact distribution of each probe, and not a quadrature of it."""
     return _split(measure).exact
 
 
@@ -222,7 +222,7 @@ class _Parts(NamedTuple):
     weights: np.ndarray  # (probes, steps), each row summing to `share`
     share: float  # (n - k) / n
     deviation: float  # sqrt(2 / (P (n-k+2))), see the head of this file
-    exact: bool  # each row is its probe's whole distribution, not a quadrature of it
+    exact: bool  # each row is its probe's exact distribution, not a quadrature of it
     noise: float  # below this, differences of eigenvalues mean nothing
 
 
@@ -242,7 +242,7 @@ def _split(measure: SpectralMeasure) -> _Parts:
 
 
 def _ended_exactly(nodes: np.ndarray, held: np.ndarray, noise: float) -> bool:
-    """Whether the quadrature has no error: independent probes that share all their nodes.
+    """Whether the quadrature has no error, which is seen from independent probes that share all their nodes.
 
     A node that two random probes agree on has converged to an eigenvalue; where all have, the Krylov space is
     invariant (low rank, as many steps as dimensions) and nodes and weights are the measure. One probe is enough
@@ -282,7 +282,7 @@ def _gaussians(grid: np.ndarray, centres: np.ndarray, widths: np.ndarray) -> np.
 
 
 def _reach(measures: Iterable[SpectralMeasure]) -> tuple[float, float]:
-    """The interval that all eigenvalues and kernels of the measures lie in; never empty."""
+    """The interval that contains all eigenvalues and kernels of the measures; never empty."""
     ends = []
     for parts in map(_split, measures):
         reach = TAIL * WIDTH * node_spacings(parts.nodes, parts.weights)

@@ -1,4 +1,4 @@
-"""Numbers with their standard errors, by the jackknife over probes. Knows arrays, nothing of matrices."""
+"""Numbers with standard errors by the jackknife over probes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spectra.wording import brief
 
 
 class Estimate(NamedTuple):
-    """A number and its standard error: 0.0 where it is exact, nan where one probe cannot tell."""
+    """A number and its standard error: 0.0 if it is exact, nan for a single probe."""
 
     value: float
     standard_error: float
@@ -23,15 +23,15 @@ class Estimate(NamedTuple):
 
 
 def jackknife(value: float, left_out: Sequence[float] | np.ndarray) -> Estimate:
-    """`value` of all probes, with its standard error from the values (m,) that come out as each probe is left out."""
+    """The `value` of all probes with its standard error, from the values (m,) with each probe left out."""
     replicates = torch.as_tensor(np.asarray(left_out, dtype=np.float64))
     return Estimate(float(value), jackknife_error(replicates).item())
 
 
 def of_means(statistic: Callable[[np.ndarray], np.ndarray], exact: np.ndarray, samples: np.ndarray) -> Estimate:
-    """`statistic` of `exact` (...) plus the mean of `samples` (m, ...); it takes arrays with leading dimensions.
+    """Estimate a statistic of `exact` (...) plus the mean of `samples` (m, ...); without samples it is exact.
 
-    Without samples all is exact.
+    The `statistic` takes arrays with leading dimensions.
     """
     if not len(samples):
         return Estimate(float(statistic(exact)), 0.0)

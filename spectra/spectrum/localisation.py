@@ -1,7 +1,7 @@
-"""How localised eigenvectors are, as a whole and inside of each layer, against random vectors.
+"""How localised eigenvectors are, overall and within each layer, compared with random vectors.
 
 A random unit vector u of R^n has E sum u_i^4 = 3/(n + 2), and its squared entries are Dirichlet(1/2, ..., 1/2). So its
-part in a layer of m parameters has a share of m/n on average and, at unit norm, is a random unit vector of R^m.
+part in a layer of m parameters has a share of m/n on average and, scaled to norm 1, is a random unit vector of R^m.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def localisation(
     """Compute how localised eigenvectors are (inverse participation ratios), overall and by layer.
 
     The inverse participation ratio sum_i u_i^4 of a unit vector u is 1 where u is a single parameter and 1/n where it
-    is spread evenly; random vectors have about 3/n. Ratios of random vectors stand beside those found.
+    is spread evenly; random vectors have about 3/n. The result also holds the ratios of random vectors.
 
     Args:
         result: what `spectra.eig` returns; a saved record of it for one matrix, as `spectra.load_result` returns it;
@@ -45,52 +45,52 @@ def localisation(
     if isinstance(result, Record):
         shapes, which = shapes or result.problem.get("shapes"), result.problem.option("which")
         if len(result.results) != 1:
-            raise wrong("result", f"a record of {len(result.results)} matrices", "one entry, and `shapes`")
+            raise wrong("result", f"a record of {len(result.results)} matrices", "one of its entries, and `shapes`")
         (result,) = result.results
     given: Any = result.vectors if isinstance(result, (EigResult, Eigenpairs)) else result
     if given is None:
-        raise ArgumentError("`result`: holds no eigenvectors; `eig` keeps them with `save_vectors`")
+        raise ArgumentError("`result`: it holds no eigenvectors; run `eig` with `save_vectors`")
     vectors = np.atleast_2d(np.asarray(given.cpu() if hasattr(given, "cpu") else given))
-    turned = np.full(len(vectors), np.nan)
+    sines = np.full(len(vectors), np.nan)
     if which and isinstance(result, (EigResult, Eigenpairs)):
-        turned = turning(np.asarray(result.values), np.asarray(result.residuals), which, vectors.shape[1])
-    return of_vectors(vectors, layer_sizes(shapes, vectors.shape[1]), turned)
+        sines = angle_bounds(np.asarray(result.values), np.asarray(result.residuals), which, vectors.shape[1])
+    return of_vectors(vectors, layer_sizes(shapes, vectors.shape[1]), sines)
 
 
 def localisation_of(pairs: Eigenpairs, which: str, shapes: Mapping[str, Sequence[int]] | None) -> Localisation | None:
-    """The localisation of eigenpairs whose order is `which`; None where there are no finite vectors."""
+    """The localisation of eigenpairs in the order of `which`; None if the vectors are missing or not finite."""
     vectors = pairs.vectors.numpy()
     if not pairs.holds_vectors or not vectors.size or not all(np.isfinite(row).all() for row in vectors):
         return None
-    turned = turning(pairs.values.numpy(), pairs.residuals.numpy(), which, vectors.shape[1], pairs.complement)
-    return of_vectors(vectors, layer_sizes(shapes, vectors.shape[1]), turned)
+    sines = angle_bounds(pairs.values.numpy(), pairs.residuals.numpy(), which, vectors.shape[1], pairs.complement)
+    return of_vectors(vectors, layer_sizes(shapes, vectors.shape[1]), sines)
 
 
-def turning(
+def angle_bounds(
     values: np.ndarray,
     residuals: np.ndarray,
     which: str,
     size: int,
     complement: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Bounds of the sines of the angles (k,) between computed eigenvectors and true ones; nan where there is none.
+    """Bound the sines of the angles (k,) between computed and true eigenvectors; nan if there is no bound.
 
-    A residual over the distance of the value from all other eigenvalues (Davis, Kahan 1970), if none was missed.
-    Eigenvalues that were not computed lie inside of those that were, and, where it is known, in `complement`. So
-    nothing bounds the angle of the innermost eigenvector but `complement`.
+    The bound is the residual over the distance from the value to all other eigenvalues (Davis, Kahan 1970), if none
+    was missed. Eigenvalues that were not computed lie inside the computed ones, and in `complement` if it is known.
+    Without `complement`, there is no bound for the innermost eigenvector.
 
     Args:
         values: eigenvalues (k,) in the order of `which`.
-        residuals: (k,), |A u - lambda u|.
+        residuals: the residuals |A u - lambda u| (k,).
         which: LM, LA, SA or BE.
-        size: n.
-        complement: an interval that the eigenvalues which were not computed lie in.
+        size: the number of rows n of the matrix.
+        complement: an interval that contains the eigenvalues that were not computed.
     """
     apart = np.abs(values[:, None] - values) - residuals
     np.fill_diagonal(apart, np.inf)
     distance = apart.min(axis=1)
     if len(values) < size:
-        low, high = inside_of(values, residuals, which)
+        low, high = uncomputed_interval(values, residuals, which)
         if complement:
             low, high = max(low, complement[0]), min(high, complement[1])
         distance = np.minimum(distance, np.maximum(low - values, values - high))
@@ -99,8 +99,8 @@ def turning(
     return np.where((distance > 0) & (sines < 1), sines, np.nan)
 
 
-def inside_of(values: np.ndarray, residuals: np.ndarray, which: str) -> tuple[float, float]:
-    """The interval of the eigenvalues that were not computed."""
+def uncomputed_interval(values: np.ndarray, residuals: np.ndarray, which: str) -> tuple[float, float]:
+    """The interval that contains the eigenvalues that were not computed."""
     if which == "LM":
         last = int(np.argmin(np.abs(values)))
         most = float(np.abs(values[last]) + residuals[last])
@@ -111,14 +111,17 @@ def inside_of(values: np.ndarray, residuals: np.ndarray, which: str) -> tuple[fl
 
 
 def layer_sizes(shapes: Mapping[str, Sequence[int]] | None, size: int) -> dict[str, int]:
-    """The number of parameters of each module, in the order of the vectors. Raises ArgumentError."""
+    """The number of parameters of each module, in the order of the vectors.
+
+    Raises ArgumentError if the shapes do not add up to `size`.
+    """
     if not shapes:
         return {"": size}
     total = sum(math.prod(shape) for shape in shapes.values())
     if total != size:
         raise ArgumentError(
-            f"`shapes`: they have {total:,} entries, and eigenvectors have {size:,}; give those of the chosen "
-            "parameters"
+            f"`shapes`: they have {total:,} entries in total, but eigenvectors have {size:,}; give the shapes of the "
+            "chosen parameters"
         )
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
@@ -127,11 +130,11 @@ def layer_sizes(shapes: Mapping[str, Sequence[int]] | None, size: int) -> dict[s
     return sizes
 
 
-def of_vectors(vectors: np.ndarray, sizes: Mapping[str, int], turned: np.ndarray) -> Localisation:
-    """The localisation of vectors (k, n) whose entries lie layer by layer, of any norm above zero.
+def of_vectors(vectors: np.ndarray, sizes: Mapping[str, int], sines: np.ndarray) -> Localisation:
+    """Compute the localisation of non-zero vectors (k, n), with entries ordered layer by layer.
 
-    `turned` (k,) bounds the sine s of the angle to the true eigenvector u. With v of norm 1 it has
-    |u'Pu - v'Pv| <= s for every projector P.
+    `sines` (k,) bound the sine s of the angle to the true eigenvector u: for v of norm 1, |u'Pu - v'Pv| <= s for every
+    projector P.
     """
     size, layers = vectors.shape[1], np.array(list(sizes.values()))
     ends = np.cumsum(layers)[:-1]
@@ -149,30 +152,30 @@ def of_vectors(vectors: np.ndarray, sizes: Mapping[str, int], turned: np.ndarray
         shares=shares,
         inverse_participation_by_layer=by_layer,
         random_by_layer=3 / (layers + 2),
-        inverse_participation_error=fourths_error(ratios, sixths, largest, turned),
-        share_error=turned,
+        inverse_participation_error=fourths_error(ratios, sixths, largest, sines),
+        share_error=sines,
     )
 
 
 def powers_of(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Of a vector in parts, at norm 1: the sums of v_i^2 and of v_i^4 by part, that of v_i^6, and the largest v_i^2."""
+    """The sums of v_i^2 and v_i^4 by part, the sum of v_i^6, and the largest v_i^2, for a vector scaled to norm 1."""
     scale = max(float(np.abs(part).max(initial=0.0)) for part in parts)
     if not (np.isfinite(scale) and scale):
-        raise ArgumentError("`result`: an eigenvector is zero or not finite")
+        raise ArgumentError("`result`: an eigenvector is zero or not finite; leave it out")
     sums = np.zeros((3, len(parts)))
-    for i, part in enumerate(parts):  # one at a time: in float64 all may be more than there is room for
+    for i, part in enumerate(parts):  # one at a time, because all in float64 may not fit memory
         squares = np.square(part.astype(np.float64) / scale)
         sums[:, i] = squares.sum(), squares @ squares, (squares**2) @ squares
     length = sums[0].sum()
     return sums[0] / length, sums[1] / length**2, float(sums[2].sum() / length**3), 1 / float(length)
 
 
-def fourths_error(ratios: np.ndarray, sixths: np.ndarray, largest: np.ndarray, turned: np.ndarray) -> np.ndarray:
-    """Bounds (k,) of |sum u_i^4 - sum v_i^4|, where v has these ratios, sum v_i^6 and largest v_i^2.
+def fourths_error(ratios: np.ndarray, sixths: np.ndarray, largest: np.ndarray, sines: np.ndarray) -> np.ndarray:
+    """Bound |sum u_i^4 - sum v_i^4| (k,), from sum v_i^4 (`ratios`), sum v_i^6 and the largest v_i^2.
 
-    With u = c v + s w and w orthogonal to v, of norm 1, |sum v_i^3 w_i|^2 <= sum v_i^6 - (sum v_i^4)^2.
+    With u = c v + s w, and w of norm 1 orthogonal to v, |sum v_i^3 w_i|^2 <= sum v_i^6 - (sum v_i^4)^2.
     """
-    s, c = turned, np.sqrt(1 - turned**2)
+    s, c = sines, np.sqrt(1 - sines**2)
     slope = np.sqrt(np.maximum(sixths - ratios**2, 0))
     mixed = 4 * c**3 * s * slope + 6 * (c * s) ** 2 * largest + 4 * c * s**3 * np.sqrt(largest)
     return (1 - c**4) * ratios + mixed + s**4

@@ -1,4 +1,4 @@
-"""The log-determinant of a damped matrix A + damping I, read from a spectral measure of A; it spends no products."""
+"""The log-determinant of a damped matrix A + damping I, from a spectral measure of A, without further products."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from spectra.spectrum.transport import halved
 
 Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights of one probe
 FAR_BELOW = 1e-3  # of the largest |node|: more than the rounding of products in single precision
-ROUNDING = 10 * float(np.finfo(np.float64).eps)  # of the largest |node|; a smaller one may as well be zero
+ROUNDING = 10 * float(np.finfo(np.float64).eps)  # of the largest |node|: smaller nodes may be rounding of zero
 
 
 class LogDeterminant(NamedTuple):
-    """A log-determinant with both of its errors: 95 % of true values lie within 2 standard errors and the other."""
+    """A log-determinant with two errors: 95 % of true values lie within 2 standard errors plus the quadrature error."""
 
     value: float
-    standard_error: float  # over probes; the law of probes gives it for one, too
+    standard_error: float  # over probes; for a single probe, from the distribution of random vectors
     quadrature_error: float  # for the same probes: a bound for semidefinite matrices, else estimated
 
 
@@ -32,7 +32,7 @@ def log_determinant(measure: SpectralMeasure, damping: float = 0.0, *, semidefin
     """Estimate log det(A + damping I), the sum of log(eigenvalue + damping), by stochastic Lanczos quadrature.
 
     One measure serves every damping (Ubaru, Chen, Saad 2017, *Fast estimation of tr(f(A)) via stochastic Lanczos
-    quadrature*). Small eigenvalues of A matter most here: those that `spectral_measure` gets as `known` have no error.
+    quadrature*). Small eigenvalues of A matter most; those that `spectral_measure` gets as `known` are exact.
 
     Gauss quadrature overestimates a logarithm. For a `semidefinite` matrix with a damping above zero, Gauss-Radau
     quadrature with a node at zero underestimates it (Golub, Meurant 1994); the value is the middle of the two, and
@@ -43,22 +43,22 @@ def log_determinant(measure: SpectralMeasure, damping: float = 0.0, *, semidefin
     Args:
         measure: the spectral measure of A, from `spectra.spectral_measure` or from the result of `spectra.density`.
         damping: the number added to each eigenvalue.
-        semidefinite: whether A has no negative eigenvalue by its definition, as a GGN or a covariance; then nodes below
-            zero are taken for rounding errors.
+        semidefinite: whether A has no negative eigenvalue by its definition, such as a GGN or a covariance; nodes below
+            zero are then treated as rounding errors.
 
     Returns:
         The value with its two errors. These are absolute, in units of the natural logarithm.
 
     Raises:
-        SpectraError: nodes show that A + damping I is not positive definite, a node is not finite, or the matrix is
-            called semidefinite and has a node far below zero. Note that nodes lie inside the spectrum: positive nodes
-            do not prove that the matrix is positive definite.
+        SpectraError: nodes show that A + damping I is not positive definite, a node is not finite, or `semidefinite` is
+            True and a node is far below zero. Note that nodes lie inside the spectrum: positive nodes do not prove that
+            the matrix is positive definite.
     """
     require_number("damping", damping, least=-math.inf, finite=True)
     if not isinstance(measure, SpectralMeasure):
         raise wrong("measure", type(measure).__name__, "a SpectralMeasure, as spectra.spectral_measure returns")
     if not measure.nodes.isfinite().all():
-        raise ArgumentError("`measure`: a node is not finite; the matrix had products that are not")
+        raise ArgumentError("`measure`: a node is not finite, as a product was not; check the matrix")
     lowest = lowest_node(measure, semidefinite)
     if semidefinite:
         refuse_negative(measure)
@@ -70,23 +70,23 @@ def log_determinant(measure: SpectralMeasure, damping: float = 0.0, *, semidefin
     values = (largest + other) / 2 if bracket else largest
     error = float(np.abs(other - values).mean())
     if not exact and min(np.count_nonzero(weights[known:]) for _, weights in rules) < 2:
-        error = math.inf  # a single node has nothing to be compared with
+        error = math.inf  # a single node cannot be compared with half the steps
     if measure.noise:
         error += moved_by_noise(rules, measure.noise, damping, semidefinite)
     return LogDeterminant(float(values.mean()), chance(measure, values, max(spread, other_spread)), error)
 
 
 def refuse_negative(measure: SpectralMeasure) -> None:
-    """Raise ArgumentError where a node is further below zero than rounding puts those of a semidefinite matrix."""
+    """Raise ArgumentError if a node is further below zero than rounding explains for a semidefinite matrix."""
     lowest = lowest_node(measure, False)
     if lowest < -measure.noise - FAR_BELOW * measure.nodes.abs().max().item():
         raise ArgumentError(
-            f"`semidefinite` True: a node is {lowest:.2g}, below zero by more than rounding; give False"
+            f"`semidefinite` True: the lowest node is {lowest:.2g}, below zero by more than rounding; give False"
         )
 
 
 def refuse_singular(measure: SpectralMeasure, damping: float, lowest: float, semidefinite: bool) -> None:
-    """Raise ArgumentError where nodes show that A + damping I is not positive definite, or only by rounding."""
+    """Raise ArgumentError if nodes show that A + damping I is not positive definite beyond rounding."""
     least = measure.noise + ROUNDING * measure.nodes.abs().max().item() - lowest
     if damping > least or (semidefinite and damping > 0):
         return
@@ -97,13 +97,13 @@ def refuse_singular(measure: SpectralMeasure, damping: float, lowest: float, sem
 
 
 def rules_of(measure: SpectralMeasure, lowest: float) -> list[Rule]:
-    """The rule of each probe, its nodes no lower than `lowest`; weights are multiplied by n, and sum to it."""
+    """The quadrature rule of each probe, with nodes clipped at `lowest` and weights that sum to n."""
     nodes, weights = as_cpu_float64(measure.nodes).numpy(), as_cpu_float64(measure.weights).numpy()
     return list(zip(nodes.clip(min=lowest), measure.dimension * weights, strict=True))
 
 
 def other_rule(nodes: np.ndarray, weights: np.ndarray, known: int, bracket: bool) -> Rule:
-    """The rule to compare Gauss quadrature with: one with a node at zero for a `bracket`, else that of half the steps.
+    """The rule to compare Gauss quadrature with: Gauss-Radau with a node at zero for a `bracket`, else half the steps.
 
     Nodes that are zero within rounding become zero.
     """
@@ -132,7 +132,7 @@ def chance(measure: SpectralMeasure, values: np.ndarray, spread: float) -> float
 
 
 def moved_by_noise(rules: list[Rule], noise: float, damping: float, semidefinite: bool) -> float:
-    """Half of what lies between the log-determinants of A + noise I and A - noise I (Weyl's inequality)."""
+    """Half the difference of the log-determinants of A + noise I and A - noise I, by Weyl's inequality."""
     floor = 0.0 if semidefinite else -math.inf
     apart = [
         weights @ (np.log(nodes + noise + damping) - np.log(np.maximum(nodes - noise, floor) + damping))

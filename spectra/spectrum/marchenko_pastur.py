@@ -1,12 +1,12 @@
-"""The law of Marchenko and Pastur fitted to the bulk of a spectrum, where it fits.
+"""Fit of the Marchenko-Pastur distribution to the bulk of a spectrum, and a test of the fit.
 
-It is that of XX'/m for X (n, m) with independent entries of variance v, with q = n/m: eigenvalues between
-v (1 - sqrt q)^2 and v (1 + sqrt q)^2, and for q > 1 a share 1 - 1/q of zeros. The mean is v and tr A^2 / n is
-v^2 (1 + q), both of which quadrature has without error: they give v and q. The test is what is left: the third moment,
-v^3 (1 + 3 q + q^2), and the distribution, which is to lie in the band that 95 % of true ones lie in.
+It is the eigenvalue distribution of XX'/m for large X (n, m) with independent entries of variance v, with q = n/m:
+eigenvalues lie between v (1 - sqrt q)^2 and v (1 + sqrt q)^2, and for q > 1 a share 1 - 1/q of them is zero. The mean
+is v, and tr A^2 / n is v^2 (1 + q). Quadrature has no error in these two, which determine v and q. The test uses the
+third moment, v^3 (1 + 3 q + q^2), and the distribution, which must lie in the 95 % band.
 
-A symmetric bulk, whose third central moment is zero, is q^2 v^3 off. Where chance leaves more room than a part of that,
-as with one probe or two, wrong bulks would pass as often as not: then nothing is tested.
+A symmetric bulk has a third central moment of zero, and differs by q^2 v^3. If chance leaves more room than a part of
+that, as with one or two probes, wrong bulks would often pass; then nothing is tested.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from spectra.spectrum.outliers import End, outliers
 from spectra.spectrum.ranks import Summary, refuse_indefinite, refuse_zero, rounding, single, summary
 
 POINTS = 2001  # at which distributions are compared
-STRAY = 5.0  # eigenvalues by which the n of a random matrix stray from their law: in 760, 5.3 at most
+STRAY = 5.0  # eigenvalues by which those of a random matrix deviate from the distribution: at most 5.3 in 760 matrices
 CHANCE = 3.0  # standard errors
-FEWEST = 5  # eigenvalues above zero, of which a law of many has n / q
-ALIKE = 0.02  # of the eigenvalues: a law so near fits, be it told apart or not, and
-CLOSE = 0.1  # of q^2, in the third moment: eigenvalues that all come K times stray K times as far
-POWER = 0.6  # of q^2, the most room for a test: 3 standard errors of 5 leave 97 % of wrong bulks to be found
+FEWEST = 5  # eigenvalues above zero; there are n / q of them for q > 1
+ALIKE = 0.02  # of the eigenvalues: a distribution this close fits, even if the difference is significant
+CLOSE = 0.1  # of q^2: the same for the third moment; eigenvalues with K copies each deviate K times as far
+POWER = 0.6  # of q^2: the largest tolerance for a test; 3 of 5 standard errors reject 97 % of wrong bulks
 
 
 @dataclass(frozen=True)
 class MarchenkoPastur:
-    """The law with the bulk's mean and variance, and whether the bulk follows it."""
+    """The Marchenko-Pastur distribution with the bulk's mean and variance, and whether the bulk follows it."""
 
-    fits: bool | None  # within chance, at the resolution of so many steps; None: such would leave room for wrong bulks
-    variance: Summary  # v, of entries
+    fits: bool | None  # within chance and the resolution of the steps; None: too few probes or steps to tell
+    variance: Summary  # v, of the entries
     ratio: Summary  # q
-    edge: Summary  # v (1 + sqrt q)^2, above which there are outliers alone
-    distance: float  # the largest of its distribution to that of the bulk, in parts of one
+    edge: Summary  # v (1 + sqrt q)^2, above which there are only outliers
+    distance: float  # the largest difference between its distribution function and the bulk's
     resolution: float  # half the width of the band, at its widest
     count: int  # of eigenvalues in the bulk
-    zeros: int = 0  # eigenvalues that steps do not tell from zero, beside those of the bulk, which has none then
+    zeros: int = 0  # eigenvalues that cannot be distinguished from zero and were left out of the bulk
 
 
 def marchenko_pastur(measure: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:
-    """Fit the law of Marchenko and Pastur to a spectrum without the outliers above it.
+    """Fit the Marchenko-Pastur distribution to a spectrum without its outliers above the bulk.
 
-    Where it does not fit, and zero is an eigenvalue, it is fitted to those above zero alone: a network with more
-    parameters than outputs on all examples has more zeros than the law allows.
+    If it does not fit, and zero is an eigenvalue, only the eigenvalues above zero are fitted: a network with more
+    parameters than outputs on all examples has more zeros than the distribution allows.
 
     Raises:
-        ArgumentError: the matrix is indefinite or zero, all eigenvalues of the bulk are the same, hardly any is
-            above zero, or a probe has a single node.
+        ArgumentError: the matrix is indefinite or zero, all eigenvalues of the bulk are the same, too few are above
+            zero, or a probe has a single node.
     """
     refuse_indefinite(measure, semidefinite)
     above = without_zeros(measure)
@@ -70,10 +70,10 @@ def marchenko_pastur(measure: SpectralMeasure, semidefinite: bool) -> MarchenkoP
 
 
 def fitted(bulk: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:
-    """The law with the mean and variance of a bulk, and the test of it."""
+    """Fit the distribution by the mean and variance of a bulk, and test the fit."""
     refuse_zero(bulk)
     if single(bulk):
-        raise ArgumentError("`measure`: a probe has a single node, which gives only the mean")
+        raise ArgumentError("`measure`: a probe has a single node, which gives only the mean; take more steps")
     variance, ratio = (summary(some, bulk, semidefinite) for some in (mean, ratio_of))
     if not ratio.value > NOISE:
         raise ArgumentError("`measure`: all eigenvalues of the bulk are the same")
@@ -81,7 +81,7 @@ def fitted(bulk: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:
         raise ArgumentError(f"`measure`: fewer than {FEWEST} eigenvalues of the bulk are above zero")
     edge, third = (summary(some, bulk, semidefinite) for some in (edge_of, third_moment))
     inside, distance, resolution = compared(bulk, variance.value, ratio.value)
-    chance = np.hypot(third.standard_error, of_one_matrix(ratio.value, bulk.dimension))
+    chance = np.hypot(third.standard_error, third_moment_deviation(ratio.value, bulk.dimension))
     room = max(CHANCE * chance + third.quadrature_error, CLOSE * ratio.value**2)
     near = inside and bool(abs(third.value) <= room)
     return MarchenkoPastur(
@@ -95,13 +95,13 @@ def fitted(bulk: SpectralMeasure, semidefinite: bool) -> MarchenkoPastur:
     )
 
 
-def of_one_matrix(ratio: float, size: int) -> float:
-    """The standard deviation of `third_moment` over random matrices: for small q that of theory, else by trial."""
+def third_moment_deviation(ratio: float, size: int) -> float:
+    """The standard deviation of `third_moment` over random matrices: from theory for small q, else from simulations."""
     return 6**0.5 * ratio**1.5 * (1 + ratio**0.5 / 2) / size
 
 
 def without_zeros(measure: SpectralMeasure) -> SpectralMeasure:
-    """The measure without zero eigenvalues, which would else be taken for the bulk; the same if there are no others."""
+    """The measure without zero eigenvalues, which could be taken for the bulk; unchanged if there are no others."""
     held = measure.nodes > rounding(measure)
     size = round(torch.where(held, measure.weights, 0.0).sum(dim=1).mean().item() * measure.dimension)
     return measure if size in (0, measure.dimension) else restricted(measure, held, size)
@@ -115,7 +115,7 @@ def without(measure: SpectralMeasure, end: End) -> SpectralMeasure:
 
 
 def restricted(measure: SpectralMeasure, inside: Tensor, size: int) -> SpectralMeasure:
-    """The measure of the `size` eigenvalues that the nodes `inside` (probes, steps) stand for."""
+    """The measure of the `size` eigenvalues that the nodes `inside` (probes, steps) represent."""
     known = measure.deflated
     kept = int(inside[0, :known].sum())
     size = max(size, kept)
@@ -133,7 +133,7 @@ def restricted(measure: SpectralMeasure, inside: Tensor, size: int) -> SpectralM
 
 
 def compared(bulk: SpectralMeasure, variance: float, ratio: float) -> tuple[bool, float, float]:
-    """Whether the law lies in the band of the distribution, its distance to it, and half the band's width."""
+    """Whether the fit lies in the bulk's band, its largest difference from the bulk, and half the band's width."""
     nodes = bulk.nodes[bulk.weights > 0].numpy()
     top = max(nodes.max(), variance * (1 + ratio**0.5) ** 2)
     grid = np.union1d(np.linspace(0, top, POINTS)[1:], nodes[nodes > NOISE * top])
@@ -144,7 +144,7 @@ def compared(bulk: SpectralMeasure, variance: float, ratio: float) -> tuple[bool
 
 
 def distribution(x: np.ndarray, variance: float, ratio: float) -> np.ndarray:
-    """The share of eigenvalues up to `x` > 0, any shape, in the law of Marchenko and Pastur.
+    """The share of eigenvalues up to `x` > 0 (any shape) in the Marchenko-Pastur distribution.
 
     With x = v (1 + q - 2 sqrt q cos t) its density is 2/pi sin^2 t / (1 + q - 2 sqrt q cos t) dt, which is smooth.
     """
@@ -167,16 +167,16 @@ def mean(nodes: Tensor, weights: Tensor) -> Tensor:
 
 
 def ratio_of(nodes: Tensor, weights: Tensor) -> Tensor:
-    """The ratio q of the law with these two moments."""
+    """The ratio q of the distribution with these first two moments."""
     return moment(nodes, weights, 2) / moment(nodes, weights, 1) ** 2 - 1
 
 
 def edge_of(nodes: Tensor, weights: Tensor) -> Tensor:
-    """The upper edge of the law with these two moments."""
+    """The upper edge of the distribution with these first two moments."""
     return moment(nodes, weights, 1) * (1 + ratio_of(nodes, weights).sqrt()) ** 2
 
 
 def third_moment(nodes: Tensor, weights: Tensor) -> Tensor:
-    """The third moment less that of the law with the same first two, over v^3."""
+    """The third moment, minus that of the distribution with the same first two, over v^3."""
     ratio = ratio_of(nodes, weights)
     return moment(nodes, weights, 3) / moment(nodes, weights, 1) ** 3 - (1 + 3 * ratio + ratio**2)

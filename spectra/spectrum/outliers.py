@@ -1,13 +1,13 @@
 """Eigenvalues that stand apart from the bulk, read from a spectral measure, with the gap as evidence.
 
-No bulk ends sharply: its outermost eigenvalues are some way apart themselves. So a gap counts where it is wider than
-the span of the next `DEPTH` eigenvalues inside it. Going outwards from the bulk, everything beyond the first such gap
-is an outlier. Onatski 2010, *Determining the number of factors from empirical distribution of eigenvalues*, measures
-gaps by the law of an edge of random matrices, b - c j^(2/3); this rule assumes none. At such an edge the outermost gap
-takes a third of the span or less, and in none of 900 random matrices of 150 to 300 rows did one count. Of 2,000 samples
-of 2,000 independent eigenvalues 3.5 % had a gap that counts where they were evenly spread, 40 % where exponentially;
-a gap above `CLEAR` spans 0.05 and 5 %. A heavy tail has no edge: where each eigenvalue is less than half of the one
-before, all are outliers; where they fall as 1/j, the first is.
+No bulk ends sharply, because its outermost eigenvalues are themselves some distance apart. So a gap counts if it is
+wider than the span of the next `DEPTH` eigenvalues inside it. Going outwards from the bulk, everything beyond the first
+such gap is an outlier. Onatski 2010, *Determining the number of factors from empirical distribution of eigenvalues*,
+measures gaps by the edge law of random matrices, b - c j^(2/3); this rule assumes no law. At such an edge the outermost
+gap takes at most a third of the span, and no gap counted in 900 random matrices of 150 to 300 rows. Of 2,000 samples of
+2,000 independent eigenvalues, 3.5 % had a gap that counts for a uniform distribution, and 40 % for an exponential one;
+0.05 % and 5 % had a gap above `CLEAR` spans. A heavy tail has no edge: if each eigenvalue is less than half of the one
+before, all are outliers; if they fall as 1/j, only the first is.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from spectra.krylov.results import SpectralMeasure, as_cpu_float64
 from spectra.records.density import DEPTH
 from spectra.spectrum.curves import NOISE
 
-AGREED = 8 * NOISE  # of the largest |eigenvalue|, and
-SHARP = 0.01  # of the distance to the next node: nodes of independent probes so near are one converged eigenvalue
+# Nodes of independent probes that differ by less than both are one converged eigenvalue.
+AGREED = 8 * NOISE  # of the largest |eigenvalue|
+SHARP = 0.01  # of the distance to the next node
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class End:
     """One end of a spectrum, in units of the eigenvalues."""
 
     count: int  # of outliers
-    count_error: float  # standard error over probes; 0.0 where each outlier was deflated
+    count_error: float  # standard error over probes; 0.0 if each outlier was deflated
     edge: float  # the bulk's outermost value
-    edge_error: float  # how far probes differ in it; 0.0 where it is a converged eigenvalue
-    smallest: float | None  # the outlier next to the bulk; None where there is none
+    edge_error: float  # the range of the edge over probes; 0.0 if it is a converged eigenvalue
+    smallest: float | None  # the outlier next to the bulk; None if there is none
     gap: float | None  # between the two, positive
     span: float  # of the next DEPTH eigenvalues inside the edge; no less than the local spacing of nodes
-    ratio: float | None  # (gap - edge_error) / span, above 1; without outliers the largest that was met, or None
+    ratio: float | None  # (gap - edge_error) / span, above 1; without outliers the largest one found, or None
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,21 @@ class Outliers:
 
 
 def outliers(measure: SpectralMeasure) -> Outliers:
-    """Count the eigenvalues that stand apart from the bulk at either end; it spends no products.
+    """Count the eigenvalues that are separated from the bulk at either end, without further products.
 
     Outliers are converged eigenvalues: those deflated beforehand, and nodes on which all probes agree, which count by
-    their weight (copies of a multiple one do). Nodes agree where they differ by no more than the noise of the products,
-    and no gap so narrow counts. What so many steps did not resolve is taken for bulk, so take several
-    times as many as there may be outliers. Raises ValueError where nodes are not finite.
+    their weight, as copies of a multiple eigenvalue do. Nodes agree if they differ by no more than the noise of the
+    products, and a gap as narrow as that does not count. Eigenvalues that the steps do not resolve are counted as bulk,
+    so take several times as many steps as there may be outliers. Raises ValueError if nodes are not finite.
     """
     if not measure.nodes.isfinite().all():
-        raise ValueError("outliers of a measure whose nodes are not finite")
+        raise ValueError("the nodes of the measure are not finite, so its outliers are unknown")
     below = _end(measure, -1)
     return Outliers(_end(measure, 1), replace(below, edge=-below.edge, smallest=below.smallest and -below.smallest))
 
 
 def leading_eigenvalues(measure: SpectralMeasure) -> np.ndarray:
-    """The converged eigenvalues above rounding and the outermost node that is not, falling; copies are repeated."""
+    """The converged eigenvalues above rounding and above all unconverged nodes, falling, with copies repeated."""
     points = _points(measure, 1)
     edge = max((row[0] for row in points.rest if len(row)), default=-math.inf)
     beyond = points.resolved > max(edge, points.noise)
@@ -76,18 +77,18 @@ def leading_eigenvalues(measure: SpectralMeasure) -> np.ndarray:
 
 
 class _Points(NamedTuple):
-    """What a measure knows of single eigenvalues, as seen from above."""
+    """The single eigenvalues that a measure resolves, seen from the upper end."""
 
     resolved: np.ndarray  # (r,) converged eigenvalues, rising
-    counts: np.ndarray  # (r,) how many eigenvalues each stands for
-    variances: np.ndarray  # (r,) of these
-    rest: list[np.ndarray]  # of each probe the other nodes, falling
-    weights: list[np.ndarray]  # theirs, in eigenvalues
+    counts: np.ndarray  # (r,) the multiplicity of each
+    variances: np.ndarray  # (r,) of the counts
+    rest: list[np.ndarray]  # the other nodes of each probe, falling
+    weights: list[np.ndarray]  # their weights, as numbers of eigenvalues
     noise: float  # differences below it mean nothing
 
 
 def _end(measure: SpectralMeasure, sign: int) -> End:
-    """The end above, of the matrix times `sign`."""
+    """The upper end of the spectrum of `sign` times the matrix."""
     points = _points(measure, sign)
     edge, error = _edge(points)
     met = []
@@ -95,7 +96,7 @@ def _end(measure: SpectralMeasure, sign: int) -> End:
         gap, span = float(value) - edge, max(_span(points, edge), points.noise)
         beyond = points.resolved >= value
         count = int(points.counts[beyond].sum())
-        if gap > points.noise and 2 * count < measure.dimension:  # else the bulk is out there
+        if gap > points.noise and 2 * count < measure.dimension:  # else the bulk is beyond the gap
             met.append((gap - error) / span)
             if met[-1] > 1:
                 count_error = float(points.variances[beyond].sum() ** 0.5)
@@ -114,14 +115,14 @@ def _points(measure: SpectralMeasure, sign: int) -> _Points:
     resolved = np.concatenate([nodes[0, :known], rows[0][0][:agreed]])
     counts = np.concatenate([np.ones(known), copies.mean(axis=0).round().clip(min=1)])
     order = np.argsort(resolved, kind="stable")
-    single = counts == 1  # and single ones are known to be that
+    single = counts == 1  # these counts have no error
     variances = np.concatenate([np.zeros(known), copies.var(axis=0) / max(1, len(rows) - 1)]) * ~single
     rest, left = ([row[i][agreed:] for row in rows] for i in (0, 1))
     return _Points(resolved[order], counts[order], variances[order], rest, left, noise)
 
 
 def _merged(nodes: np.ndarray, weights: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes of one probe, falling, those that are the same but for rounding as one; and their weights."""
+    """The nodes of one probe, falling, with nodes that differ only by rounding merged; and their weights."""
     order = np.argsort(-nodes, kind="stable")
     order = order[weights[order] > 0]
     firsts = np.flatnonzero(np.diff(nodes[order], prepend=math.inf) < -noise)
@@ -129,7 +130,7 @@ def _merged(nodes: np.ndarray, weights: np.ndarray, noise: float) -> tuple[np.nd
 
 
 def _agreed(rows: list[np.ndarray], noise: float) -> int:
-    """How many nodes, from the first, are the same in every probe. One probe alone proves none."""
+    """The number of first nodes on which all probes agree; 0 for a single probe, which proves nothing."""
     if len(rows) < 2:
         return 0
     shortest = min(map(len, rows))
@@ -140,7 +141,7 @@ def _agreed(rows: list[np.ndarray], noise: float) -> int:
 
 
 def _edge(points: _Points) -> tuple[float, float]:
-    """Where to begin: the outermost node that is not converged, and its range over probes; the median, if all are."""
+    """The first edge to try, with its range over probes: the outermost unconverged node, or the median without one."""
     ends = [row[0] for row in points.rest if len(row)]
     if ends:
         return float(max(ends)), float(max(ends) - min(ends))
@@ -149,19 +150,19 @@ def _edge(points: _Points) -> tuple[float, float]:
 
 
 def _span(points: _Points, edge: float) -> float:
-    """How far inside the edge the next DEPTH eigenvalues reach, counted over all probes; no less than nodes resolve."""
+    """The width of the next DEPTH eigenvalues inside the edge, over all probes, and at least the spacing of nodes."""
     probes = len(points.rest)
     values = np.concatenate([points.resolved, *points.rest])
     counts = np.concatenate([points.counts, *(mass / probes for mass in points.weights)])
     order = np.argsort(-values, kind="stable")
     order = order[values[order] <= edge]
-    passed = np.cumsum(counts[order]) - 1  # the edge itself is none of them
+    passed = np.cumsum(counts[order]) - 1  # without the edge itself
     reached = values[order][min(np.searchsorted(passed, DEPTH), len(order) - 1)]
     return float(max(edge - reached, _spacing(points, edge)))
 
 
 def _spacing(points: _Points, edge: float) -> float:
-    """The distance to the next node inside, the mean over probes; zero where all that is inside is converged."""
+    """The distance to the next node inside the edge, averaged over probes; zero if everything inside is converged."""
     nearest = max(points.resolved[points.resolved < edge], default=-math.inf)
     nexts = [max(nearest, row[row < edge].max(initial=-math.inf)) for row in points.rest if (row < edge).any()]
     return edge - float(np.mean(nexts)) if nexts else 0.0

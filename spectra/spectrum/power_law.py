@@ -1,11 +1,11 @@
-"""A power law of the leading eigenvalues: its exponent, and whether the eigenvalues could have come from it.
+"""Fit of a power law to the leading eigenvalues: its exponent, and tests of the fit.
 
     p(x) = (a - 1) / x_min (x / x_min)^-a    for x >= x_min
 
 Clauset, Shalizi, Newman 2009, *Power-law distributions in empirical data*: the exponent by maximum likelihood, x_min
 where the Kolmogorov-Smirnov distance is least, a test of the fit by samples of the law, and likelihood ratios against
-other laws (Vuong 1989). All of it takes samples for independent. Eigenvalues repel each other, and are spread more
-evenly: the test rejects too seldom, if anything. A law j^-s of the j-th eigenvalue is that of a = 1 + 1/s.
+other laws (Vuong 1989). All of these assume independent samples. Eigenvalues repel each other and are spread more
+evenly, so the test rejects too rarely, if anything. If the j-th eigenvalue falls as j^-s, then a = 1 + 1/s.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from scipy.special import log_ndtr
 
 from spectra.errors import ArgumentError
 
-FEWEST = 20  # eigenvalues, with which exponents are off by a fifth of a - 1 at best
-TAIL = 10  # eigenvalues from x_min on
-MOST = 1000  # eigenvalues that are looked at, the leading ones
-CANDIDATES = 200  # for x_min: every eigenvalue, or as many evenly among more
-SAMPLES = 400  # of the law: p-values of 0.1 are off by 0.015
-REJECTED = 0.1  # p-value, as the authors choose it
+FEWEST = 20  # eigenvalues; the standard error of the exponent is then at best a fifth of a - 1
+TAIL = 10  # eigenvalues from x_min on, at least
+MOST = 1000  # leading eigenvalues that are used
+CANDIDATES = 200  # for x_min: every eigenvalue, or this many, evenly among more
+SAMPLES = 400  # of the law; the standard error of a p-value of 0.1 is then 0.015
+REJECTED = 0.1  # p-value below which a law is rejected, as in the paper
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """The likelihood ratio of the power law to another law; positive where the power law is the likelier."""
+    """The log-likelihood ratio of the power law to another law; positive if the power law is more likely."""
 
     name: str
-    ratio: float  # of logarithms, over its standard deviation
-    p_value: float  # of a ratio as large by chance
+    ratio: float  # the log-likelihood ratio over its standard deviation
+    p_value: float  # the probability of such a ratio by chance
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """A power law fitted to the leading eigenvalues, with the tests of it."""
+    """A power law fitted to the leading eigenvalues, with tests of the fit."""
 
     exponent: float  # a
     standard_error: float  # for the x_min chosen
     smallest: float  # x_min, in units of the eigenvalues
     count: int  # of eigenvalues from x_min on
-    of: int  # eigenvalues that were looked at
+    of: int  # the number of leading eigenvalues that were used
     distance: float  # Kolmogorov-Smirnov
     p_value: float  # the share of samples of the law that fit it less well
     alternatives: list[Alternative]
 
     @property
     def rejected(self) -> bool:
-        """Whether the fit is poor, or another law is the likelier by more than chance."""
+        """Whether the fit is poor, or another law is significantly more likely."""
         others = any(one.ratio < 0 and one.p_value < REJECTED for one in self.alternatives)
         return self.p_value < REJECTED or others
 
@@ -61,9 +61,10 @@ def power_law(values: np.ndarray, smallest: float | None = None, generator: torc
     """Fit a power law to the tail of positive `values` (m,), and test it.
 
     Args:
-        values: eigenvalues that are each known, without any left out between them; at most the MOST largest count.
-        smallest: x_min; where the fit is best if None. A tail that is chosen for its fit is rejected seldom.
-        generator: for the samples of the test; seeded with 0 if None.
+        values: leading eigenvalues, without any left out between them; the MOST largest are used.
+        smallest: the cut-off x_min; None: the one with the best fit. A tail that is chosen for its fit is rarely
+            rejected.
+        generator: a CPU generator for the samples of the test; None: one with seed 0.
 
     Raises:
         ArgumentError: fewer than FEWEST are positive, or they are all the same.
@@ -72,7 +73,7 @@ def power_law(values: np.ndarray, smallest: float | None = None, generator: torc
     values = np.sort(values[values >= (smallest or 0)])
     values = values[values > 0][-MOST:]
     if len(values) < FEWEST:
-        raise ArgumentError(f"`values`: {len(values)} leading eigenvalues are known; a power law takes {FEWEST}")
+        raise ArgumentError(f"`values`: a power law needs {FEWEST} known leading eigenvalues, got {len(values)}")
     if values[0] == values[-1]:
         raise ArgumentError("`values`: all leading eigenvalues are the same")
     candidates = np.unique(np.linspace(0, len(values) - TAIL, CANDIDATES).round().astype(int))
@@ -93,7 +94,7 @@ def power_law(values: np.ndarray, smallest: float | None = None, generator: torc
 
 
 def fits(values: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The exponent, the distance and the index of x_min of rows of rising values (r, m), each the best of its row."""
+    """The best exponent, distance and index of x_min for each row of rising values (r, m)."""
     rows, logs = len(values), np.log(values)
     best = np.full((3, rows), math.inf)
     for start in candidates:
@@ -110,7 +111,7 @@ def fits(values: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def samples_like(values: np.ndarray, start: int, exponent: float, generator: torch.Generator) -> list[np.ndarray]:
-    """Rows of rising values as large as `values`: of the law from x_min on, below it of the values themselves."""
+    """Draw rows of rising values of the size of `values`: from the law above x_min, from the values below it."""
     size, rows = len(values), max(1, 10**6 // len(values))
     blocks = []
     for first in range(0, SAMPLES, rows):
@@ -123,7 +124,7 @@ def samples_like(values: np.ndarray, start: int, exponent: float, generator: tor
 
 
 def alternatives(tail: np.ndarray, exponent: float) -> list[Alternative]:
-    """The power law of a rising tail (k,) against a lognormal and an exponential law, each cut off at x_min too."""
+    """Compare the power law of a rising tail (k,) with a lognormal and an exponential law, both truncated at x_min."""
     logs = np.log(tail / tail[0])
     law = np.log((exponent - 1) / tail[0]) - exponent * logs
     rate = 1 / (tail.mean() - tail[0])
@@ -139,7 +140,7 @@ def vuong(name: str, differences: np.ndarray) -> Alternative:
 
 
 def lognormal(logs: np.ndarray) -> np.ndarray:
-    """Log-densities of y = log(x / x_min) >= 0 (k,) in a normal law cut off at 0, of the largest likelihood."""
+    """Log-densities of y = log(x / x_min) >= 0 (k,) under the most likely normal distribution truncated at 0."""
 
     def densities(mean: float, log_deviation: float) -> np.ndarray:
         standard = (logs - mean) / math.exp(log_deviation)
@@ -147,7 +148,7 @@ def lognormal(logs: np.ndarray) -> np.ndarray:
         return -0.5 * standard**2 - log_deviation - 0.5 * math.log(2 * math.pi) - mass
 
     def cost(parameters: np.ndarray) -> float:
-        return -densities(parameters[0], float(np.clip(parameters[1], -30, 5))).sum()  # 5: a power law, for all logs
+        return -densities(parameters[0], float(np.clip(parameters[1], -30, 5))).sum()  # 5: practically a power law
 
     start = [logs.mean(), math.log(logs.std())]
     found = minimize(cost, start, method="Nelder-Mead", options={"maxiter": 2000, "maxfev": 4000}).x

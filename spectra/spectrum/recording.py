@@ -1,4 +1,4 @@
-"""From spectral measures to records: nodes and weights, and the numbers that are read from them."""
+"""Conversion of spectral measures to records: nodes and weights, and the numbers computed from them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from spectra.spectrum.summarise import summaries_of
 def density_result(
     measurement: Any, figure: Path | None, classes: int | None, damping: float | None, of_one: bool = True
 ) -> DensityResult:
-    """Make the record of one measurement whose answer is a spectral measure.
+    """Make the record of a measurement that gave a spectral measure.
 
     Args:
-        measurement: of one matrix.
+        measurement: the measurement of one matrix.
         figure: the file with the figure, if there is one.
-        classes: how many the loss has, to compare the number of outliers with.
-        damping: tell of the matrix plus damping times the identity, too.
-        of_one: it is that of one matrix, whose spectrum is summarised, and not of those of single examples.
+        classes: the number of classes of the loss, to compare with the number of outliers.
+        damping: the damping for the numbers of A + damping I; None: none.
+        of_one: whether the spectrum is of one matrix and is summarised, not of the matrices of single examples.
     """
     measure, semidefinite = measurement.answer, measurement.semidefinite
     summarised = of_one and bool(measure.nodes.isfinite().all())
@@ -44,19 +44,19 @@ def density_result(
 
 
 def negative_share(measure: SpectralMeasure, semidefinite: bool) -> Share | None:
-    """The share of eigenvalues below zero by more than rounding, between its 95 % limits; zero by definition, if so."""
+    """The share of eigenvalues below zero by more than rounding, with 95 % limits; zero for a semidefinite matrix."""
     if not measure.nodes.isfinite().all():
         return None
     if semidefinite:
         return Share(value=0.0, lower=0.0, upper=0.0)
-    # Beyond rounding, and the rounding that the limits of a measure known exactly leave to either side.
+    # Twice the rounding, since the limits of an exactly known measure leave that much room on either side.
     rounding = 2 * NOISE * measure.nodes.abs().max().item()
     band = cumulative(measure, np.nextafter([-rounding], -np.inf))
     return Share(value=band.value.item(), lower=band.lower.item(), upper=band.upper.item())
 
 
 def outliers_of(measure: SpectralMeasure | None, classes: int | None) -> Outliers | None:
-    """The outliers above and below the bulk, beside the number of classes; None without finite nodes."""
+    """The outliers above and below the bulk, and the number of classes; None without finite nodes."""
     if measure is None or not measure.nodes.isfinite().all():
         return None
     found = outliers(measure)
@@ -65,10 +65,10 @@ def outliers_of(measure: SpectralMeasure | None, classes: int | None) -> Outlier
 
 
 def damped(measure: SpectralMeasure, damping: float | None, semidefinite: bool) -> dict[str, Any]:
-    """The fields on A + damping I, None unless that is positive definite."""
+    """The fields for A + damping I, which are None unless that is positive definite."""
     if damping is None or not measure.nodes.isfinite().all():
         return {"damping": damping}
     dimension = effective_dimension(measure, damping, semidefinite)
-    told = dimension and EffectiveDimension(**finite(dimension._asdict()))
+    recorded = dimension and EffectiveDimension(**finite(dimension._asdict()))
     condition = condition_number(measure, damping, semidefinite)
-    return {"damping": damping, "effective_dimension": told, "condition": condition}
+    return {"damping": damping, "effective_dimension": recorded, "condition": condition}

@@ -1,4 +1,4 @@
-"""Eigenspaces compared, and whether the gap behind one makes the comparison reliable. Knows arrays, nothing of files.
+"""Comparison of eigenspaces, and whether the gap behind an eigenspace makes the comparison reliable.
 
 Bases are orthonormal rows (k, n), as eigenvectors are saved.
 """
@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import subspace_angles
 
-LEAST_GAP = 0.05  # of an eigenvalue: behind a smaller one, so small a change of the matrix may turn the space at will
+LEAST_GAP = 0.05  # of an eigenvalue; with a smaller gap, an equally small change of the matrix may rotate the space
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """The overlap (1/k) |U V'|_F^2 of two k-spaces: 1 for the same space, 0 for orthogonal ones, k/n by chance.
+    """Compute the overlap (1/k) |U V'|_F^2 of two k-spaces: 1 if they are equal, 0 if orthogonal, k/n by chance.
 
     Gur-Ari, Roberts, Dyer 2018, *Gradient descent happens in a tiny subspace*.
     """
@@ -24,7 +24,7 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def principal_angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The principal angles (k,) between two k-spaces, in radians, rising; small ones by sines (Björck, Golub 1973)."""
+    """Compute the principal angles (k,) between two k-spaces, in radians, rising (Björck, Golub 1973)."""
     return subspace_angles(first.T, second.T)[::-1]
 
 
@@ -58,11 +58,11 @@ def widest_gap(spectra: Sequence[np.ndarray]) -> int | None:
 
 
 def turning_bound(values: np.ndarray, residuals: np.ndarray, k: int) -> float:
-    """A bound of |sin angles|_F between the computed leading k-space and the true one (Davis, Kahan 1970).
+    """Bound |sin angles|_F between the computed leading k-space and the true one (Davis, Kahan 1970).
 
-    |R|_F over the distance of the computed values from the true ones outside, of which the nearest is at most
-    its residual off `values[k]` (where no eigenvalue was missed). From 1 on, residuals tell of no gap; it is sqrt(k),
-    more than which cannot be, where the two values are nearer than that residual.
+    The bound is |R|_F over the distance from the computed values to the true eigenvalues outside; if none was missed,
+    the nearest of these is within its residual of `values[k]`. From 1 on, the residuals do not resolve a gap. The bound
+    is at most sqrt(k), its value if the two computed values are closer than that residual.
     """
     error = math.sqrt(np.square(residuals[:k]).sum())
     distance = abs(values[k - 1] - values[k]) - residuals[k]
@@ -79,21 +79,21 @@ class Gap(NamedTuple):
     def reliable(self) -> bool:
         """Whether there is a gap: residuals resolve it, and it is no smaller than `LEAST_GAP`.
 
-        By the theorem of Davis and Kahan (1970) a change of the matrix of the size of the gap may turn the k-space by
-        any angle. Without a gap, overlaps and angles say nothing.
+        By the theorem of Davis and Kahan (1970), a change of the matrix as large as the gap may rotate the k-space by
+        any angle. Without a gap, overlaps and angles mean nothing.
         """
         return self.bound < 1 and self.relative >= LEAST_GAP
 
 
-WHOLE_SPACE = Gap(math.inf, 0.0)  # nothing follows, and nothing can turn
+WHOLE_SPACE = Gap(math.inf, 0.0)  # no eigenvalue follows, and the space cannot rotate
 
 
 def gap_behind(values: np.ndarray, residuals: np.ndarray, k: int) -> Gap | None:
-    """The gap behind the first k of the eigenvalues (m,); None where none was found beyond.
+    """The gap behind the first k of the eigenvalues (m,); None if no further eigenvalue was found.
 
     Args:
-        values: from one end of the order inwards; |values| where they are ordered by magnitude.
-        residuals: (m,), |A u - lambda u| of each.
+        values: the eigenvalues (m,) from one end inwards; |values| if they are ordered by magnitude.
+        residuals: the residual |A u - lambda u| of each (m,).
     """
     if k >= len(values):
         return None
@@ -101,7 +101,7 @@ def gap_behind(values: np.ndarray, residuals: np.ndarray, k: int) -> Gap | None:
 
 
 def overlap_error(first: float, second: float, k: int) -> float:
-    """A bound on the error of the overlap of k-spaces whose bases have these `turning_bound`s; at most 1.
+    """Bound the error of the overlap of two k-spaces, given the `turning_bound` of each; at most 1.
 
     The projectors move by at most sqrt(2) |sin|_F each, and |tr(dP Q)| <= |dP|_F sqrt(k).
     """

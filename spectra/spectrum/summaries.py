@@ -1,4 +1,4 @@
-"""Numbers of a damped matrix A + damping I, read from a spectral measure of A; they spend no products."""
+"""Effective dimension and condition number of A + damping I, from a spectral measure of A, without further products."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from spectra.spectrum.curves import NOISE
 
 
 class EffectiveDimension(NamedTuple):
-    """The effective dimension: the middle of what quadrature leaves possible, with both errors."""
+    """The effective dimension, in the middle of the range that quadrature leaves open, with its two errors."""
 
     value: float
-    standard_error: float  # over probes; nan for one
-    quadrature_error: float | None  # half of what is possible, for the same probes; None for indefinite matrices
+    standard_error: float  # over probes; nan for a single probe
+    quadrature_error: float | None  # half the range, for the same probes; None for indefinite matrices
 
 
 def effective_dimension(measure: SpectralMeasure, damping: float, semidefinite: bool) -> EffectiveDimension | None:
-    """The effective dimension tr A (A + damping I)^-1; None unless A + damping I is positive definite.
+    """Compute the effective dimension tr A (A + damping I)^-1; None unless A + damping I is positive definite.
 
-    How many directions a damping, or a prior of that precision, leaves to the data (MacKay 1992, *A practical Bayesian
-    framework for backpropagation networks*). In a `semidefinite` matrix, where what is below zero is rounding, Gauss
-    quadrature is too large and Gauss-Radau quadrature with a node at zero too small (Golub, Meurant 1994): they are far
-    apart where the damping is less than the distance of nodes near zero. For others there is Gauss quadrature alone.
+    It is the number of directions that the data determine, given a damping or a prior of that precision (MacKay 1992,
+    *A practical Bayesian framework for backpropagation networks*). For a `semidefinite` matrix, Gauss quadrature is too
+    large and Gauss-Radau quadrature with a node at zero too small (Golub, Meurant 1994); they are far apart if the
+    damping is below the spacing of nodes near zero, and nodes below zero are rounding. Other matrices have Gauss
+    quadrature alone.
     """
     lowest = lowest_node(measure, semidefinite)
     if not lowest + damping > 0:
@@ -41,10 +42,10 @@ def effective_dimension(measure: SpectralMeasure, damping: float, semidefinite: 
 
 
 def condition_number(measure: SpectralMeasure, damping: float, semidefinite: bool) -> float | None:
-    """The condition number (lambda_max + damping) / (lambda_min + damping); None unless that is positive definite.
+    """Compute the condition number of A + damping I; None unless that is positive definite.
 
-    Nodes lie within the spectrum, so that it is too small if anything; the outermost nodes converge first. The true one
-    of a `semidefinite` matrix is no more than lambda_max / damping + 1.
+    Nodes lie within the spectrum, so it is too small if anything; the outermost nodes converge first. The true one of a
+    `semidefinite` matrix is at most lambda_max / damping + 1.
     """
     lowest = lowest_node(measure, semidefinite)
     if not lowest + damping > 0:
@@ -53,13 +54,13 @@ def condition_number(measure: SpectralMeasure, damping: float, semidefinite: boo
 
 
 def lowest_node(measure: SpectralMeasure, semidefinite: bool) -> float:
-    """The lowest node with a weight above zero; of a semidefinite matrix at least zero."""
+    """The lowest node with a weight above zero; at least zero for a semidefinite matrix."""
     lowest = measure.nodes[measure.weights > 0].min().item()
     return max(lowest, 0.0) if semidefinite else lowest
 
 
 def with_zero(nodes: np.ndarray, weights: np.ndarray, known: int) -> tuple[np.ndarray, np.ndarray]:
-    """The Gauss-Radau rule of one probe with a node at zero; its first `known` nodes, which are eigenvalues, stay."""
+    """The Gauss-Radau rule of one probe with a node at zero; its first `known` nodes, eigenvalues, are kept."""
     rest, rest_weights = radau(nodes[known:], weights[known:])
     return np.append(nodes[:known], rest), np.append(weights[:known], rest_weights)
 

@@ -1,4 +1,4 @@
-"""All summaries of a spectrum from what is saved of it, as the record of `density` holds them."""
+"""All summaries of a spectrum, computed from a spectral measure or a saved result, as in the record of `density`."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ def summarise(
 ) -> Summaries:
     """Compute ranks, entropy, power law and Marchenko-Pastur edge of a spectral density, without further products.
 
-    A number that the spectrum does not have, or that its nodes are too few to tell, is None; `left_out` holds the
-    reason.
+    A number is None if it is undefined for the spectrum, or needs more nodes; `left_out` holds the reason.
 
     Args:
         result: what `spectra.density` returns; a saved record of it for one matrix, as `spectra.load_result` returns
             it; or a `SpectralMeasure`.
         damping: the number added to each eigenvalue for the log-determinant; None: no log-determinant.
-        semidefinite: whether the matrix has no negative eigenvalue by its definition. None: as the result tells, and
-            False for a measure.
+        semidefinite: whether the matrix has no negative eigenvalue by its definition. None: as recorded in the result,
+            and False for a measure.
 
     Returns:
         The summaries, each with its standard error over probes and the error of the quadrature.
@@ -53,7 +52,7 @@ def summarise(
     if isinstance(result, Record):
         if len(result.results) != 1:
             count = len(result.results)
-            raise wrong("result", f"a record of {count} matrices", "one of its entries, as `record.results[0]`")
+            raise wrong("result", f"a record of {count} matrices", "one of its entries, such as `record.results[0]`")
         (result,) = result.results
     if isinstance(result, DensityResult):
         negative = vars(result).get("negative")
@@ -62,14 +61,14 @@ def summarise(
     if not isinstance(result, SpectralMeasure):
         raise wrong("result", type(result).__name__, "a result of spectra.density, or a SpectralMeasure")
     if not result.nodes.isfinite().all():
-        raise ArgumentError("`result`: a node is not finite; the matrix had products that are not")
+        raise ArgumentError("`result`: a node is not finite, as a product was not; check the matrix")
     if semidefinite:
         refuse_negative(result)
     return summaries_of(result, damping, bool(semidefinite))
 
 
 def summaries_of(measure: SpectralMeasure, damping: float | None, semidefinite: bool) -> Summaries:
-    """The summaries of a measure whose nodes are finite."""
+    """Compute the summaries of a measure with finite nodes."""
     left_out: dict[str, str] = {}
 
     def found(name: str, function: Callable[[], Any]) -> Any:
@@ -98,14 +97,14 @@ def summaries_of(measure: SpectralMeasure, damping: float | None, semidefinite: 
 
 
 def with_summaries(record: Record) -> Record:
-    """The record of `density` with summaries of all matrices, which files of older versions do not hold."""
+    """Add summaries of all matrices to a record of `density`; files of older versions have none."""
     if record.problem.get("wrt") == INPUTS:  # the spectra of single examples
         return record
     return replace(record, results=[summarised(entry) for entry in record.results])
 
 
 def summarised(entry: DensityResult) -> DensityResult:
-    """The result with summaries of its nodes and weights, if they are finite."""
+    """Add summaries of its nodes and weights to a result, if they are finite."""
     if entry.summaries or not (np.isfinite(entry.nodes).all() and np.isfinite(entry.weights).all()):
         return entry
     return entry.changed(summaries=summarise(entry, entry.damping))
@@ -123,7 +122,7 @@ def recorded_law(law: PowerLaw) -> records.PowerLaw:
 
 
 def recorded_bulk(bulk: MarchenkoPastur) -> records.MarchenkoPastur:
-    """The record of a law of Marchenko and Pastur."""
+    """The record of a Marchenko-Pastur fit."""
     return records.MarchenkoPastur(
         fits=bulk.fits,
         variance=recorded(bulk.variance),

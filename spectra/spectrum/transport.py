@@ -1,6 +1,6 @@
-"""The Wasserstein-1 distance of two spectral measures whose probes are paired.
+"""The Wasserstein-1 distance between two spectral measures with paired probes.
 
-For matrices of one shape it is the mean |difference| of eigenvalues matched by rank.
+For matrices of the same shape it is the mean |difference| between eigenvalues matched by rank.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Rows = list[tuple[np.ndarray, np.ndarray]]  # nodes and weights of each probe
 def distances_of_spectra(
     first: SpectralMeasure | None, second: SpectralMeasure | None
 ) -> tuple[Estimate | None, Estimate | None]:
-    """The Wasserstein-1 distance of two spectra, and its ratio to the mean |eigenvalue| of the first.
+    """Compute the Wasserstein-1 distance between two spectra, and its ratio to the mean |eigenvalue| of the first.
 
-    Errors hold chance, by the jackknife over probes, and resolution: what quadratures of m nodes miss falls as 1 / m,
-    so that it is about what they differ by from those of m / 2.
+    Errors combine chance, by the jackknife over probes, and resolution: the error of quadratures with m nodes falls as
+    1 / m, so it is about their difference from quadratures with m / 2 nodes.
     """
     if first is None or second is None:
         return None, None
@@ -45,7 +45,7 @@ def distances_of_spectra(
 
 
 def distances(first: Rows, second: Rows) -> tuple[float, float]:
-    """The Wasserstein-1 distance of the mean measures, and its ratio to that of the first to zero."""
+    """The Wasserstein-1 distance between the mean measures, and its ratio to the distance of the first from zero."""
     (nodes, weights), others = joined(first), joined(second)
     distance, size = wasserstein(nodes, weights, *others), wasserstein(nodes, weights, np.zeros(1), np.ones(1))
     return distance, distance / size if size else math.nan
@@ -62,9 +62,9 @@ def rows(measure: SpectralMeasure) -> Rows:
 
 
 def halved(nodes: np.ndarray, weights: np.ndarray, atoms: int) -> tuple[np.ndarray, np.ndarray]:
-    """The quadrature that half the steps would have given; the first `atoms` nodes, known eigenvalues, stay.
+    """The quadrature that half the steps would have given; the first `atoms` nodes, known eigenvalues, are kept.
 
-    Lanczos on the nodes from the square roots of the weights is Lanczos on the matrix from the probe.
+    Lanczos on the diagonal matrix of nodes, from the square roots of the weights, repeats Lanczos on the matrix.
     """
     held = np.flatnonzero(weights[atoms:] > 0) + atoms
     if len(held) < 2 or not np.isfinite(nodes).all():

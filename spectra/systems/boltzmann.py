@@ -1,4 +1,4 @@
-"""Boltzmann machines (Ackley, Hinton, Sejnowski 1985): likelihood, gradient and Hessian by their weights.
+"""Boltzmann machines (Ackley, Hinton, Sejnowski 1985): likelihood, and its gradient and Hessian in the weights.
 
 A state s of the units has the probability exp(-E(s)/T) / Z, with E = sum over i < j of w_ij s_i s_j, as in Pearlmutter
 (1994). With p_ij = <s_i s_j> and D = sum over i < j of v_ij s_i s_j, the derivative of p_ij along v is
@@ -49,7 +49,7 @@ class BoltzmannMachine:
         units: binary for states 0 and 1, or spin for -1 and 1.
 
     Raises:
-        ArgumentError: an argument has another form.
+        ArgumentError: an argument has a wrong shape, type or value.
     """
 
     weights: Tensor
@@ -64,8 +64,10 @@ class BoltzmannMachine:
     def __post_init__(self):
         require_weights(self.weights)
         m = len(self.weights)
-        if self.weights.shape != (m, m) or not torch.equal(self.weights, self.weights.T):
+        if self.weights.shape != (m, m):
             raise ArgumentError(f"`weights` of shape {tuple(self.weights.shape)}: give a symmetric matrix (m, m)")
+        if not torch.equal(self.weights, self.weights.T):
+            raise ArgumentError("`weights`: the matrix is not symmetric; give (W + W.T) / 2")
         if self.weights.diagonal().any():
             raise ArgumentError("`weights`: the diagonal is not zero; give the terms of single units as `biases`")
         if self.biases is not None:
@@ -77,7 +79,7 @@ class BoltzmannMachine:
 
     @property
     def visible(self) -> int:
-        """The number of visible units, which are the first."""
+        """The number of visible units, which are the first ones."""
         return len(self.weights) - self.hidden
 
     @cached_property
@@ -101,7 +103,7 @@ class BoltzmannMachine:
         return replace(self, weights=upper + upper.T, biases=biases if self._always_on else None)
 
     def correlations(self) -> Tensor:
-        """Compute the means <s_i s_j> (n,) over all states, in the order of the parameters; of a bias, <s_i>."""
+        """Compute the means <s_i s_j> (n,) over all states, in the order of the parameters; for a bias, <s_i>."""
         return self._free.means()
 
     def correlation_derivative(self, direction: Tensor) -> Tensor:
@@ -113,11 +115,11 @@ class BoltzmannMachine:
         return self._factor * self._free.times(direction[:, None])[:, 0]
 
     def negative_log_likelihood(self, data: Tensor) -> Tensor:
-        """Compute the mean of -log p over visible states, data (N, visible)."""
+        """Compute the mean of -log p over the visible states `data` (N, visible)."""
         return self._free.log_sums.squeeze() - self._clamped(data).log_sums.mean()
 
     def gradient(self, data: Tensor) -> Tensor:
-        """Compute the gradient (n,) of the mean negative log-likelihood of visible states, data (N, visible).
+        """Compute the gradient (n,) of the mean negative log-likelihood of the visible states `data` (N, visible).
 
         It is the clamped minus the free means of s_i s_j, over T; with energy_sign minus, the free minus the clamped
         means.
@@ -188,8 +190,8 @@ class BoltzmannMachine:
             burn_in: the sweeps over all units before the first sample.
             thin: the sweeps from one sample to the next.
             clamped_chains: the number of chains of the hidden units for each example.
-            clamped_count: the number of samples of each of these; None: as many as make the clamped phase as large as
-                the free one.
+            clamped_count: the number of samples of each of these chains; None: enough to make the clamped phase as
+                large as the free one.
             seed: the seed of the random numbers, used where no `generator` is given.
             generator: a torch.Generator on the CPU, used instead of the seed.
 
@@ -224,7 +226,7 @@ class BoltzmannMachine:
         return self._gibbs(start, self.hidden, schedule, generator).unflatten(0, (schedule.chains, len(visible)))
 
     def _gibbs(self, start: Tensor, moving: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
-        """Sample the last `moving` units one by one, from states (chains, m) on."""
+        """Sample the last `moving` units one by one, starting from states (chains, m)."""
         states = with_always_on(start) if self._always_on else start
         units = torch.arange(self.pairs.units, device=self.weights.device)[-moving:]
         return gibbs(self._couplings, states.to(units.device), units.split(1), self._low, schedule, generator)
@@ -245,7 +247,7 @@ class BoltzmannMachine:
 
     @property
     def _factor(self) -> float:
-        """The derivative of J by w, where log p = sum of J_ij s_i s_j - log Z."""
+        """The derivative of J with respect to w, where log p = sum of J_ij s_i s_j - log Z."""
         return -SIGNS[self.energy_sign] / self.temperature
 
     @cached_property
@@ -255,7 +257,9 @@ class BoltzmannMachine:
 
     def _states_of(self, data: Tensor | None) -> Tensor:
         if data is None:
-            raise ArgumentError("`data`: the Hessian of a machine with hidden units depends on it; give (N, visible)")
+            raise ArgumentError(
+                "`data` None: a machine with hidden units needs visible states; give a tensor (N, visible)"
+            )
         return visible_states(data, self.visible, self._low, self.weights.device)
 
     def _clamped(self, data: Tensor | None) -> Enumeration:
@@ -265,40 +269,41 @@ class BoltzmannMachine:
 
 
 def visible_states(data: Tensor, visible: int, low: int, device: torch.device) -> Tensor:
-    """Data (N, visible) as int8 on the machine's device. Raises ArgumentError where it is not of the units' states."""
+    """Convert data (N, visible) to int8 on the machine's device. Raises ArgumentError if it is not of valid states."""
     if not isinstance(data, Tensor) or data.ndim != 2 or data.shape[1] != visible or not len(data):
         came = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
-        raise ArgumentError(f"`data` {came}: give a tensor (N, {visible}), a row for each visible state")
+        raise ArgumentError(f"`data` {came}: give a tensor (N, {visible}), with one visible state per row")
     if not ((data == low) | (data == 1)).all():
-        raise ArgumentError(f"`data`: states other than {low} and 1; binarise it, or choose other `units`")
+        raise ArgumentError(f"`data`: it has values other than {low} and 1; binarise it, or choose other `units`")
     return data.to(device, torch.int8)
 
 
 def require_weights(weights: Tensor) -> None:
-    """Raise ArgumentError where weights are not a matrix of finite floating-point numbers."""
+    """Raise ArgumentError if weights are not a matrix of finite floating-point numbers."""
     if not isinstance(weights, Tensor) or weights.ndim != 2 or not weights.numel() or not weights.is_floating_point():
-        came = f"of shape {tuple(weights.shape)} and {weights.dtype}" if isinstance(weights, Tensor) else type(weights)
+        given = isinstance(weights, Tensor)
+        came = f"of shape {tuple(weights.shape)} and {weights.dtype}" if given else f"of type {type(weights).__name__}"
         raise ArgumentError(f"`weights` {came}: give a matrix of real floating-point numbers")
     if not weights.isfinite().all():
-        raise ArgumentError("`weights`: not all numbers are finite")
+        raise ArgumentError("`weights`: not all numbers are finite; give finite ones")
 
 
 def require_like(name: str, given: Tensor, shape: tuple[int, ...], weights: Tensor) -> None:
-    """Raise ArgumentError where a tensor is not of this shape, finite, and of the weights' dtype and device."""
+    """Raise ArgumentError if a tensor is not of this shape, finite, and of the weights' dtype and device."""
     if not isinstance(given, Tensor) or given.shape != shape:
         came = f"of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
         raise ArgumentError(f"`{name}` {came}: give a tensor of shape {tuple(shape)}")
     if (given.dtype, given.device) != (weights.dtype, weights.device):
         raise ArgumentError(
-            f"`{name}` of {given.dtype} on {given.device}: give it as the weights are, of {weights.dtype} on "
-            f"{weights.device}"
+            f"`{name}` of {given.dtype} on {given.device}: give it in {weights.dtype} on {weights.device}, like the "
+            "weights"
         )
     if not given.isfinite().all():
-        raise ArgumentError(f"`{name}`: not all numbers are finite")
+        raise ArgumentError(f"`{name}`: not all numbers are finite; give finite ones")
 
 
 def require_temperature(temperature: float) -> None:
-    """Raise ArgumentError where the temperature is not a positive number."""
+    """Raise ArgumentError if the temperature is not a positive number."""
     require_number("temperature", temperature, finite=True, above=0.0)
     if not math.isfinite(1 / temperature**2):
-        raise ArgumentError(f"`temperature` {temperature}: its square leaves the range of numbers; give a larger one")
+        raise ArgumentError(f"`temperature` {temperature}: 1 / temperature^2 overflows; give a larger one")

@@ -1,7 +1,7 @@
 """The Hessian of a Boltzmann machine's mean negative log likelihood: a difference of covariances of s_i s_j.
 
 With D = sum of v_ij s_i s_j, the covariance of all pairs multiplies v as <(D - <D>) s_i s_j>. The Hessian is (free
-covariance - mean clamped covariance) / T^2 (Pearlmutter 1994); where no unit is hidden, the clamped one is zero.
+covariance - mean clamped covariance) / T^2 (Pearlmutter 1994); without hidden units, the clamped covariance is zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spectra.wording import outline
 
 
 class Covariance(Protocol):
-    """The covariance (n, n) of the products s_i s_j of connected units, known by its own products."""
+    """The covariance (n, n) of the products s_i s_j of connected units, which multiplies vectors."""
 
     def times(self, vectors: Tensor) -> Tensor:
         """The products (n, k) with vectors (n, k)."""
@@ -26,15 +26,15 @@ class Covariance(Protocol):
 
 @dataclass
 class BoltzmannHessian:
-    """The Hessian (n, n) of the mean negative log likelihood of a Boltzmann machine by its n weights.
+    """The Hessian (n, n) of the mean negative log likelihood of a Boltzmann machine in its n weights.
 
-    It is positive semidefinite where no unit is hidden, and may be indefinite else.
+    It is positive semidefinite without hidden units, and may be indefinite with them.
     """
 
     free: Covariance
     clamped: Covariance | None
     temperature: float
-    point: Tensor  # (n,): the weights, in whose dtype and on whose device vectors are
+    point: Tensor  # (n,): the weights, which determine dtype and device of vectors
     notes: list[str] = field(default_factory=list)
     name: str = "hessian"
 

@@ -56,12 +56,12 @@ class Enumeration:
 def enumerate_states(pairs: Pairs, weights: Tensor, fixed: Tensor, moving: int, low: int) -> Enumeration:
     """Enumerate the states of `moving` units that are `low` or 1, for each row of `fixed` (rows, a).
 
-    The weights (n,) are the J_ij. Raises SpectraError where there are too many states.
+    The weights (n,) are the J_ij. Raises SpectraError if there are too many states.
     """
     if len(fixed) * 2**moving > LARGEST:
         which = f"{moving} hidden units for {len(fixed):,} examples" if len(fixed) > 1 else f"{moving} units"
         raise SpectraError(
-            f"{which}: {len(fixed) * 2**moving:,} states are too many to enumerate (at most {LARGEST:,}); take "
+            f"{which}: {len(fixed) * 2**moving:,} states are too many to enumerate (at most {LARGEST:,}); use "
             "`sampled_hessian`, which estimates the Hessian from Gibbs samples"
         )
     states = all_states(moving, low, fixed.device)

@@ -30,7 +30,7 @@ from spectra.wording import counted
 
 @dataclass
 class Relaxations:
-    """The largest figures of the relaxations of a module since it was made; assign a new one to begin anew."""
+    """The largest numbers in all relaxations of a module since it was made; assign a new object to reset them."""
 
     count: int = 0  # relaxations
     iterations: int = 0  # steps
@@ -39,7 +39,7 @@ class Relaxations:
     distance: float = 0.0  # an estimate of |z - z*|, relative to |f(z)|
 
     def add(self, found: Relaxed) -> None:
-        """Count one more."""
+        """Include one more relaxation."""
         self.count += 1
         self.iterations = max(self.iterations, found.iterations)
         self.residual = max(self.residual, found.residual)
@@ -54,10 +54,10 @@ class Equilibrium(nn.Module):
     They do not depend on the iterations that led to the fixed point, and none of these is kept.
 
     Args:
-        map: the module f, which is called as map(z, *inputs) and returns a tensor of the shape of z. Whatever it learns
-            has to be a parameter of it, or come as an input.
+        map: the module f, which is called as map(z, *inputs) and returns a tensor of the shape of z. All that it learns
+            must be its parameters or inputs.
         state: the shape of one example's state, which then starts at zero, or a function of the inputs that returns the
-            start (examples, ...). The first dimension counts examples, as that of the first input.
+            start (examples, ...). The first dimension counts examples, like that of the first input.
         readout: a module that computes the output from z; None: z itself.
         tolerance: the residual |f(z) - z| of an example, relative to |f(z)|, at which the iteration ends.
         iterations: the largest number of iterations.
@@ -79,9 +79,8 @@ class Equilibrium(nn.Module):
     ):
         super().__init__()
         if not isinstance(map, nn.Module):
-            raise ArgumentError(
-                f"`map` of type {type(map).__name__}: give a torch.nn.Module that is called as map(z, x)"
-            )
+            came = type(map).__name__
+            raise ArgumentError(f"`map`: expected a torch.nn.Module that is called as map(z, x), got {came}")
         self.map, self.readout = map, readout
         self.state = state if callable(state) else shape_of(state)
         self.relaxation = Relaxation(tolerance, iterations, method)
@@ -114,7 +113,7 @@ class Equilibrium(nn.Module):
         return like.new_zeros(len(inputs[0]), *self.state)
 
     def spectra_notes(self, problem: Problem) -> list[str]:
-        """Lines for the reader of a result on how exact this module's relaxations are."""
+        """Notes for a result on how accurate this module's relaxations are."""
         return relaxation_note(self, problem)
 
     def extra_repr(self) -> str:
@@ -134,13 +133,13 @@ class Equilibrium(nn.Module):
         if not found.iterations and not math.isfinite(found.residual):
             return (
                 f"`model`: the relaxation of {name} did not reach its tolerance for {examples}: its first step is not "
-                "finite; look at the inputs, and at what `map` returns for them"
+                "finite; check the inputs, and what `map` returns for them"
             )
         return (
             f"`model`: the relaxation of {name} did not reach its tolerance for {examples}: residual "
             f"{found.residual:.2g} after {counted(found.iterations, 'step')}, tolerance "
-            f"{settings.tolerance_in(start.dtype):.2g}; there |f(z) - f(z')| / |z - z'| is {found.contraction:.2g}, "
-            f"and it has to stay below 1; give {type(self).__name__} {WAYS_OUT[settings.method]}, or smaller weights"
+            f"{settings.tolerance_in(start.dtype):.2g}; |f(z) - f(z')| / |z - z'| is {found.contraction:.2g} there "
+            f"and must be below 1; give {type(self).__name__} {WAYS_OUT[settings.method]}, or smaller weights"
         )
 
 
@@ -165,31 +164,32 @@ class ModuleMap:
             image = functional_call(self.module, named, (z, *inputs))
             if not isinstance(image, Tensor) or image.shape != z.shape:
                 came = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-                raise SpectraError(f"`map` returns {came} for a state of shape {tuple(z.shape)}: the shapes must agree")
+                shape = tuple(z.shape)
+                raise SpectraError(f"`map` returns {came} for a state of shape {shape}; return a tensor of that shape")
             return image
 
         return function
 
 
 def functions_of(parametric: ModuleMap, parameters: Sequence[Tensor], start: Tensor) -> frozenset[str]:
-    """The functions of autograd of which a map is made, by name.
+    """The names of the autograd functions in a map.
 
-    Raises SpectraError where it depends on a tensor that is to have a derivative and is none of its parameters.
+    Raises SpectraError if the map depends on a tensor that requires gradients and is not one of its parameters.
     """
     own = [leaf_like(p) for p in parameters]
     images = [parametric.at(*own)(start)]
-    if outsiders(images[0], own):  # those that are there another time: a tool may add leaves of its own to each call
+    if outsiders(images[0], own):  # only those in two calls count: a tool may add new leaves to each call
         images.append(parametric.at(*own)(start))
         for _, leaf in outsiders(images[0], own).keys() & outsiders(images[1], own).keys():
             raise SpectraError(
-                f"`map`: it uses a tensor of shape {tuple(leaf)} that requires gradients and is neither an input nor a "
+                f"`map` uses a tensor of shape {tuple(leaf)} that requires gradients, but is neither an input nor a "
                 "parameter of it; register it as a parameter of the map, or pass it as an input"
             )
     return frozenset(names_behind(images))
 
 
 def outsiders(image: Tensor, own: Sequence[Tensor]) -> dict[tuple[int, torch.Size], Tensor]:
-    """The leaves behind an image that are none of these, by identity and shape."""
+    """The leaves in the graph of `image` that are not in `own`, by identity and shape."""
     known, leaves = {id(p) for p in own}, map(leaf_of, nodes_behind([image]))
     return {(id(leaf), leaf.shape): leaf for leaf in leaves if leaf is not None and id(leaf) not in known}
 
@@ -198,12 +198,12 @@ class RecurrentNetwork(Equilibrium):
     """The recurrent network y = sigma(W y) + I, whose state is a fixed point (Almeida 1987; Pineda 1987).
 
     This is the network of Pearlmutter (1994), section 4.1. Inputs are added to the first units, and the last units are
-    the output. There are no biases: a unit whose input is always 1 takes their place.
+    the output. There are no biases; a unit with input 1 can replace them.
 
     Args:
         inputs: the number of inputs, each to one unit.
         units: the number of units in all.
-        outputs: the number of units whose state is the output.
+        outputs: the number of units that form the output.
         activation: the function sigma, which acts on each element.
         **relaxation: tolerance, iterations and method, as `Equilibrium` takes them.
     """
@@ -230,7 +230,7 @@ class RecurrentMap(nn.Module):
         self.activation = activation
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """One step."""
+        """Compute one step of the map."""
         return self.activation(y @ self.weight.T) + nn.functional.pad(x, (0, y.shape[1] - x.shape[1]))
 
 
@@ -247,7 +247,7 @@ class LastUnits(nn.Module):
 
 
 def shape_of(state: int | Sequence[int]) -> tuple[int, ...]:
-    """The shape of one example's state. Raises ArgumentError."""
+    """The shape of one example's state. Raises ArgumentError if it is not a size or a shape."""
     sizes = (state,) if isinstance(state, int) else tuple(state) if isinstance(state, Sequence) else None
     if sizes is None or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise wrong("state", state, "a size, a shape without the examples, or a function of the inputs")

@@ -1,9 +1,9 @@
 """The fixed point z* = f(z*; p) as a function of p that can be differentiated as often as f.
 
 With J = df/dz at z*, the derivative of g'z* by p is u'(df/dp), where u solves the adjoint equation u = J'u + g
-(Almeida 1987; Pineda 1987). That is the fixed point of a map again, affine and with the parameters (g, z*, p), so that
-one function gives derivatives of every order. In a product with the Hessian, reverse over reverse, the second
-derivative relaxes the two equations that Pearlmutter (1994, section 4.1) writes as R{y} and R{z}:
+(Almeida 1987; Pineda 1987). This u is again the fixed point of a map, which is affine and has the parameters
+(g, z*, p), so one function gives derivatives of every order. In a product with the Hessian, reverse over reverse, the
+second derivative relaxes the two equations that Pearlmutter (1994, section 4.1) writes as R{y} and R{z}:
 
     t = J t + (df/dp) v                     how z* moves along v
     s = J's + R{J'} u + R{g}                how u moves along v
@@ -24,31 +24,31 @@ class ParametricMap(Protocol):
     """A map z -> f(z; p)."""
 
     name: str  # of its fixed point, for messages
-    functions: frozenset[str]  # of autograd of which it is made, by name, as far as is known
+    functions: frozenset[str]  # names of the autograd functions in it, as far as known
 
     def at(self, *parameters: Tensor) -> Callable[[Tensor], Tensor]:
-        """The map for these parameters; what does not depend on z is computed once."""
+        """The map for these parameters; all that does not depend on z is computed once."""
         ...
 
 
-# Finds the fixed point of a map for a start, and raises SpectraError where it does not.
+# Finds the fixed point of a map from a start, or raises SpectraError.
 Solve = Callable[[ParametricMap, Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
 def fixed_point(parametric: ParametricMap, parameters: Sequence[Tensor], start: Tensor, solve: Solve) -> Tensor:
-    """The fixed point of a map, differentiable by its parameters to any order.
+    """Compute the fixed point of a map, differentiable with respect to its parameters to any order.
 
     Args:
         parametric: the map z -> f(z; p).
-        parameters: the tensors p on which it depends. Others are taken for constants.
-        start: the tensor to begin with, which has no influence on derivatives.
-        solve: finds a fixed point; the adjoint equations are solved by it, too.
+        parameters: the tensors p on which it depends; other tensors are treated as constants.
+        start: the tensor to start from, which does not affect derivatives.
+        solve: finds a fixed point; it solves the adjoint equations too.
     """
     return FixedPoint.apply(parametric, solve, start.detach(), *parameters)  # pyright: ignore[reportReturnType]
 
 
 class FixedPoint(torch.autograd.Function):
-    """See `fixed_point`."""
+    """The autograd function of `fixed_point`."""
 
     @staticmethod
     def forward(ctx, parametric: ParametricMap, solve: Solve, start: Tensor, *parameters: Tensor) -> Tensor:
@@ -61,12 +61,12 @@ class FixedPoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *slopes: Tensor):
-        """Relax the adjoint equation, and take the derivative of one application of the map by its parameters."""
+        """Relax the adjoint equation, and differentiate one application of the map with respect to its parameters."""
         (slope,) = slopes
         state, *parameters = ctx.saved_tensors
         u = fixed_point(Adjoint(ctx.parametric), (slope, state, *parameters), slope, ctx.solve)
         again = torch.is_grad_enabled()  # whether this derivative is to be differentiated
-        with torch.enable_grad():  # a partial derivative, at a fixed z: so the parameters get other places in the graph
+        with torch.enable_grad():  # a partial derivative at fixed z, so the parameters get new nodes in the graph
             own = [alias_of(p) if again else leaf_like(p) for p in parameters]
             image = ctx.parametric.at(*own)(alias_of(state) if again else state.detach())
         places = [i for i, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
@@ -94,10 +94,10 @@ class Adjoint:
 
 
 def alias_of(tensor: Tensor) -> Tensor:
-    """The tensor with a place of its own in autograd's graph."""
+    """A view of the tensor, with its own node in autograd's graph."""
     return tensor.view_as(tensor)
 
 
 def leaf_like(tensor: Tensor) -> Tensor:
-    """The tensor cut off from its graph, requiring gradients where it did."""
+    """The tensor detached from its graph, with the same `requires_grad`."""
     return tensor.detach().requires_grad_(tensor.requires_grad)

@@ -1,7 +1,7 @@
-"""Gibbs sampling of units with two states (Geman, Geman 1984), by many chains at once, and errors of its averages.
+"""Gibbs sampling of units with two states (Geman, Geman 1984), by parallel chains, and errors of its averages.
 
-Samples of one chain are correlated, those of different chains are not: the means of whole chains are independent, so
-the standard error of their mean is honest whatever the correlation, once the chains have forgotten where they began.
+Samples of one chain are correlated, but samples of different chains are not. The means of whole chains are independent,
+so the standard error of their mean is valid for any correlation, once the chains are independent of their start.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from spectra.arguments import require_integer
 
-FEWEST_CHAINS = 4  # whose spread tells an error
-WINDOW = 5  # autocorrelation times, over which correlations are summed (Sokal 1997)
+FEWEST_CHAINS = 4  # for an error from their spread
+WINDOW = 5  # autocorrelation times over which correlations are summed (Sokal 1997)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many samples are taken: `count` of each of `chains`, `thin` sweeps apart, after `burn_in` sweeps.
+    """The sampling schedule: `count` samples from each of `chains`, `thin` sweeps apart, after `burn_in` sweeps.
 
-    A sweep draws each unit once. Raises ArgumentError where a number is too small.
+    A sweep draws each unit once. Raises ArgumentError if a number is too small.
     """
 
     chains: int
@@ -51,9 +51,9 @@ def gibbs(
     Args:
         couplings: J (units, units), symmetric with a zero diagonal: log p = sum over i < j of J_ij s_i s_j + constant.
         states: the states (chains, units) in which the chains begin.
-        blocks: the indices of units that are drawn at once, which are not coupled; units of no block keep their state.
+        blocks: the indices of units that are drawn together, which must not be coupled; other units keep their state.
         low: the lower state.
-        schedule: burn-in, thinning and the number of samples; its number of chains is not read.
+        schedule: burn-in, thinning and the number of samples; its number of chains is not used.
         generator: a CPU generator, so that all devices draw the same numbers.
 
     Returns:
@@ -88,8 +88,8 @@ def autocorrelation_time(series: Tensor) -> Tensor:
     """The integrated autocorrelation times (m,) of m series (chains, count, m), in samples.
 
     An average of `count` samples is worth count / time independent ones. Correlations are averaged over chains and
-    summed up to the first lag that is 5 times the sum (Sokal 1997). The result is at least 1. It is too small where
-    chains are not much longer.
+    summed up to the first lag that is 5 times the sum (Sokal 1997). The result is at least 1. It is too small if chains
+    are not much longer than it.
     """
     count = series.shape[1]
     centred = series - series.mean((0, 1))
@@ -104,9 +104,9 @@ def autocorrelation_time(series: Tensor) -> Tensor:
 
 
 def drift(series: Tensor) -> Tensor:
-    """How many standard errors the mean of each series (chains, count, m) changes from its first to its second half.
+    """The change of the mean of each series (chains, count, m) from its first to its second half, in standard errors.
 
-    Where nothing changes it is 0; where chains have forgotten their beginning it is seldom above 3.
+    It is 0 for a constant series, and rarely above 3 if the chains are independent of their start.
     """
     half = series.shape[1] // 2
     change = series[:, half:].mean(1) - series[:, :half].mean(1)

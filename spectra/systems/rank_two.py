@@ -2,8 +2,8 @@
 
     A = (z v' + v z' - (v'z / |v|^2) v v') / |v|^2        A v = z,  A = A'
 
-For z = H v it is H - P H P, with P the projection onto the complement of v: all of H that has to do with v, and nothing
-else (Pearlmutter 1994, on weight perturbation).
+For z = H v it is H - P H P, with P the projection onto the complement of v: the part of H that involves v (Pearlmutter
+1994, on weight perturbation).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RankTwo:
         image: z = H v (n,), of the same dtype and device.
 
     Raises:
-        ArgumentError: these are not two such vectors.
+        ArgumentError: the vectors have a wrong shape, dtype or value.
     """
 
     vector: Tensor
@@ -45,16 +45,19 @@ class RankTwo:
                 came = part.dtype if isinstance(part, Tensor) else type(part).__name__
                 raise ArgumentError(f"`{name}` of {came}: give a floating-point tensor (n,)")
             if not all_finite(part):
-                raise ArgumentError(f"`{name}` holds numbers that are not finite: give finite ones")
+                raise ArgumentError(f"`{name}` contains numbers that are not finite: give finite ones")
         if self.vector.ndim != 1 or self.vector.shape != self.image.shape:
             shapes = f"{tuple(self.vector.shape)} and {tuple(self.image.shape)}"
-            raise ArgumentError(f"`vector` and `image` of shapes {shapes}: give two vectors (n,) of one length")
+            raise ArgumentError(f"`vector` and `image` of shapes {shapes}: give two vectors (n,) of the same length")
         if not self.vector.any():
-            raise ArgumentError("`vector` is zero: give one with an entry that is not")
+            raise ArgumentError("`vector` is zero: give a non-zero vector")
         if out_of_scale(self.vector):
             raise ArgumentError(f"`vector`: its norm is not {WITHIN}; scale it, and `image` too")
         if (self.image.dtype, self.image.device) != (self.vector.dtype, self.vector.device):
-            raise ArgumentError(f"`image` of {self.image.dtype} on {self.image.device}: give it as `vector` is")
+            wanted = f"{self.vector.dtype} on {self.vector.device}"
+            raise ArgumentError(
+                f"`image` of {self.image.dtype} on {self.image.device}: give it in {wanted}, like `vector`"
+            )
 
     @property
     def shape(self) -> torch.Size:

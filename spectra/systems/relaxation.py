@@ -2,8 +2,8 @@
 
     |z - z*| <= |f(z) - z| / (1 - q)   for a map f that contracts by q < 1
 
-The first dimension of z counts examples. Each is relaxed until its own residual is small, and then stands still, so
-that a result does not depend on the examples beside it.
+The first dimension of z counts examples. Each is iterated until its own residual is small, and then kept, so that its
+result does not depend on the other examples.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from spectra.arguments import require_choice, require_integer, require_number, w
 
 Map = Callable[[Tensor], Tensor]
 PLAIN, ANDERSON = "relaxation", "anderson"
-ROUNDING = 32  # times eps: the smallest residual that can be asked for, as f itself is rounded
+ROUNDING = 32  # times eps: the smallest tolerance, because f itself is rounded
 DEPTH = 5  # earlier steps that Anderson acceleration combines
-OBSERVED = 5  # last steps of an example of which the contraction is the geometric mean
+OBSERVED = 5  # last steps of an example; the contraction is their geometric mean
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """How fixed points are found.
+    """The settings of a fixed-point iteration.
 
     Args:
         tolerance: the residual |f(z) - z| of an example that is small enough, relative to the larger of |f(z)| now
@@ -48,23 +48,23 @@ class Relaxation:
         require_choice("method", self.method, METHODS)
 
     def tolerance_in(self, dtype: torch.dtype) -> float:
-        """The tolerance that is used for this dtype."""
+        """The tolerance for this dtype."""
         return max(self.tolerance, ROUNDING * torch.finfo(dtype).eps)
 
 
 @dataclass(frozen=True)
 class Relaxed:
-    """What a relaxation has come to."""
+    """The result of a relaxation."""
 
     state: Tensor
-    iterations: int  # steps of the example that took most
+    iterations: int  # largest number of steps of an example
     residual: float  # the largest |f(z) - z| of an example, relative to |f(z)| as above; nan where it overflowed
-    contraction: float  # the largest |f(z) - f(z')| / |z - z'| of an example over its last steps; 0 where it took none
-    unsolved: int  # examples whose residual is above the tolerance
+    contraction: float  # the largest |f(z) - f(z')| / |z - z'| of an example over its last steps; 0 without steps
+    unsolved: int  # number of examples with a residual above the tolerance
 
     @property
     def distance(self) -> float:
-        """An estimate of |z - z*|, in the unit of `residual`: a bound, if f contracts no less than was observed."""
+        """An estimate of |z - z*|, in the unit of `residual`: a bound, if f contracts as much as observed."""
         return self.residual / (1 - self.contraction) if self.contraction < 1 else math.inf
 
 
@@ -73,7 +73,7 @@ def relax(function: Map, start: Tensor, settings: Relaxation) -> Relaxed:
 
     Args:
         function: the map f, of a tensor (examples, ...) that returns one of that shape.
-        start: the tensor (examples, ...) to begin with.
+        start: the tensor (examples, ...) to start from.
         settings: tolerance, iterations and method.
 
     Returns:
@@ -135,9 +135,10 @@ class Anderson:
 def weights_of(changes: Tensor, residual: Tensor) -> Tensor:
     """The weights (b, m, 1) with which changes (b, m, d), of length 1, come nearest to a residual (b, d).
 
-    By normal equations, whose rounding may slow the iteration, but harms no result: its residual is measured.
+    They solve normal equations. Rounding in these may slow the iteration, but does not harm the result, because its
+    residual is measured.
     """
-    kind = torch.promote_types(changes.dtype, torch.float32)  # there is no solver for less
+    kind = torch.promote_types(changes.dtype, torch.float32)  # solvers need single precision at least
     ridge = 10 * torch.finfo(changes.dtype).eps * torch.eye(changes.shape[1], dtype=kind, device=changes.device)
     gram, right = (changes @ changes.mT).to(kind), (changes @ residual[:, :, None]).to(kind)
     return torch.linalg.solve(gram + ridge, right).to(changes.dtype)
@@ -155,7 +156,7 @@ class Contraction:
         self.moved: list[Tensor] = []  # which examples took it
 
     def add(self, state: Tensor, image: Tensor, moving: Tensor) -> None:
-        """Note a state, its image, and which examples go on from there."""
+        """Add a state, its image, and which examples continue from there."""
         if self.last is not None:
             before, its_image, moved = self.last
             self.ratios.append(norms(image - its_image) / norms(state - before))
@@ -180,8 +181,8 @@ def rows(tensor: Tensor) -> Tensor:
 def norms(tensor: Tensor) -> Tensor:
     """The norm of each example (examples,).
 
-    Entries are divided by the largest one first: squares of small and of large numbers leave the range of single
-    precision, and a residual that is rounded to zero would end a relaxation.
+    Entries are divided by the largest one first: squares may underflow or overflow in single precision, and a residual
+    that is rounded to zero would end a relaxation.
     """
     entries = rows(tensor)
     largest = entries.abs().amax(dim=1, keepdim=True)
@@ -190,5 +191,5 @@ def norms(tensor: Tensor) -> Tensor:
 
 
 def by_example(values: Tensor, tensor: Tensor) -> Tensor:
-    """Values (examples,) in a shape that meets a tensor (examples, ...)."""
+    """Reshape values (examples,) so that they broadcast with a tensor (examples, ...)."""
     return values.view(-1, *[1] * (tensor.ndim - 1))

@@ -1,4 +1,4 @@
-"""Tell the reader of a result how exact relaxations are, and by how much that shifts a product.
+"""Notes for a result on how accurate relaxations are, and by how much that changes a product.
 
 One product of the Hessian with a random vector, on a few examples, is compared with the same product in float64 at a
 hundredth of the tolerance.
@@ -24,16 +24,16 @@ TIGHTER = 100
 
 
 class Relaxing(Protocol):
-    """A module that relaxes: its settings, and the largest figures of what it has relaxed."""
+    """A module with relaxations: their settings, and their largest numbers so far."""
 
     relaxation: Relaxation
     relaxations: Any
 
 
 def relaxation_note(module: Relaxing, problem: Problem) -> list[str]:
-    """Lines on the relaxations of a module of the problem's model, as a few of its examples show them.
+    """Describe the relaxations of a module of the problem's model, for a few of its examples.
 
-    Takes two products of the Hessian. Raises SpectraError where a relaxation does not reach its tolerance.
+    This takes two products of the Hessian. Raises SpectraError if a relaxation does not reach its tolerance.
     """
     few = replace(problem, batches=[spread(problem.batches, min(EXAMPLES, sum(map(len, problem.batches))))])
     name = next((name for name, own in problem.model.named_modules() if own is module), "")
@@ -43,18 +43,19 @@ def relaxation_note(module: Relaxing, problem: Problem) -> list[str]:
         effect = effect_on_product(module, name, few)
     finally:
         module.relaxations = kept
-    limit = f"so {found.distance:.1g} from the limit (an estimate)" if found.contraction < 1 else "so no bound"
+    estimated = f"estimated distance from the fixed point {found.distance:.1g}"
+    limit = estimated if found.contraction < 1 else "so the distance from the fixed point is unknown"
     return [
         f"fixed points of {name or 'the model'} by {settings.method}: at most {counted(found.iterations, 'step')} to "
-        f"residuals of {settings.tolerance_in(problem.dtype):.1g}, contraction {found.contraction:.2f} a step, "
+        f"residuals of {settings.tolerance_in(problem.dtype):.1g}, contraction {found.contraction:.2f} per step, "
         f"{limit}; {effect} ({counted(len(few.batches[0]), 'example')})"
     ]
 
 
 def effect_on_product(module: Relaxing, name: str, problem: Problem) -> str:
-    """By how much a product of the Hessian is off for the tolerance and the dtype, in words.
+    """Describe the error of a product of the Hessian by the tolerance and the dtype.
 
-    Raises SpectraError where a relaxation does not reach the tolerance.
+    Raises SpectraError if a relaxation does not reach the tolerance.
     """
     (batch,), hessian, settings = problem.batches, definition("hessian").linearise, tightened(module.relaxation)
     tolerance = f"tolerance {settings.tolerance_in(torch.float64):.1g}"
@@ -66,14 +67,14 @@ def effect_on_product(module: Relaxing, name: str, problem: Problem) -> str:
             vector = local.problem.vector([in_float64(part) for part in here.direction])
             try:
                 exact = hessian(local.problem, local.batch)(vector)
-            except SpectraError:  # of a tolerance that nobody has asked for
+            except SpectraError:  # of a tolerance that the user has not asked for
                 return f"its effect on products is not measured: float64 does not reach {tolerance}"
     except SpectraError:
         raise
     except Exception as error:  # a model that cannot be copied, or has no second derivative
         return f"its effect on products is not measured ({describe(error)})"
     share = ((product - exact).norm() / exact.norm()).nan_to_num(0).item()
-    return f"a product of the Hessian is off by {share:.1g} of its size, against one in float64 with {tolerance}"
+    return f"a product of the Hessian differs by {share:.1g} of its size from one in float64 with {tolerance}"
 
 
 def tightened(settings: Relaxation) -> Relaxation:

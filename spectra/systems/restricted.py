@@ -56,7 +56,7 @@ class RestrictedBoltzmannMachine:
             minus.
 
     Raises:
-        ArgumentError: an argument has another form.
+        ArgumentError: an argument has a wrong shape, type or value.
     """
 
     weights: Tensor
@@ -96,13 +96,13 @@ class RestrictedBoltzmannMachine:
         return self._free.log_sum
 
     def negative_log_likelihood(self, data: Tensor) -> Tensor:
-        """Compute the mean of -log p over visible states, data (N, visible)."""
+        """Compute the mean of -log p over the visible states `data` (N, visible)."""
         states = with_always_on(self._visible(data))
         hidden = softplus(states @ self._couplings[:, 1:]).sum(1)
         return self.log_partition() - (hidden + states @ self._couplings[:, 0]).mean()
 
     def gradient(self, data: Tensor) -> Tensor:
-        """Compute the gradient (n,) of the mean negative log-likelihood of visible states, data (N, visible).
+        """Compute the gradient (n,) of the mean negative log-likelihood of the visible states `data` (N, visible).
 
         It is the clamped minus the free means, over T; with energy_sign minus, the free minus the clamped means.
         """
@@ -194,7 +194,7 @@ class RestrictedBoltzmannMachine:
 
     @cached_property
     def _pairs(self) -> Pairs:
-        """The pairs of units that parameters connect: the one that is always on, visible units, hidden units."""
+        """The pairs of units that parameters connect; units: always on, visible, hidden."""
         visible, hidden = self.weights.shape
         units = torch.arange(1 + visible + hidden, device=self.weights.device)
         columns = torch.cat([units[:1], units[1 + visible :]])
@@ -209,12 +209,12 @@ class RestrictedBoltzmannMachine:
 
     @property
     def _factor(self) -> float:
-        """The derivative of J by w, where log p = sum of J_ij v_i h_j - log Z."""
+        """The derivative of J with respect to w, where log p = sum of J_ij v_i h_j - log Z."""
         return -SIGNS[self.energy_sign] / self.temperature
 
     @cached_property
     def _couplings(self) -> Tensor:
-        """J (1 + visible, 1 + hidden), of which row and column 0 are the biases."""
+        """J (1 + visible, 1 + hidden), with the biases in row and column 0."""
         return as_matrices(self._factor * self.parameters[:, None], *self.weights.shape)[0]
 
     def _visible(self, data: Tensor) -> Tensor:
@@ -285,12 +285,12 @@ class ClampedPhase:
 
 
 def free_phase(couplings: Tensor) -> FreePhase:
-    """Enumerate the hidden states under J (1 + visible, 1 + hidden). Raises SpectraError where there are too many."""
+    """Enumerate the hidden states under J (1 + visible, 1 + hidden). Raises SpectraError if there are too many."""
     visible, hidden = couplings.shape[0] - 1, couplings.shape[1] - 1
     if visible * 2**hidden > LARGEST:
         raise SpectraError(
             f"{hidden} hidden units: {2**hidden:,} states, with {visible} visible units each, are too many to "
-            "enumerate; take `sampled_hessian`, which estimates the Hessian from Gibbs samples"
+            "enumerate; use `sampled_hessian`, which estimates the Hessian from Gibbs samples"
         )
     states = with_always_on(all_states(hidden, 0, couplings.device)).to(couplings.dtype)
     inputs = states @ couplings[1:].T
@@ -300,6 +300,6 @@ def free_phase(couplings: Tensor) -> FreePhase:
 
 
 def as_matrices(vectors: Tensor, visible: int, hidden: int) -> Tensor:
-    """Vectors (n, k) as matrices (k, 1 + visible, 1 + hidden), whose row and column 0 belong to biases."""
+    """Vectors (n, k) as matrices (k, 1 + visible, 1 + hidden), with the biases in row and column 0."""
     padded = torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors])
     return padded.T.reshape(-1, 1 + visible, 1 + hidden)

@@ -1,13 +1,13 @@
 """The covariance of s_i s_j estimated from Gibbs samples, its products, and their standard errors.
 
-Of R chains, with a_c the mean of D - <D> over chain c, the estimate multiplies v as the mean over samples of
+For R chains, with a_c the mean of D - <D> over chain c, the product of the estimate with v is the mean over samples of
 
     (D - <D> + a_c / (R - 1)) s_i s_j,
 
-where <.> is the mean over all samples. The second term makes it unbiased: together they are the mean, over pairs of
-different chains, of half of D s_i s_j in both, less D in one times s_i s_j in the other (a U-statistic, Hoeffding
-1948). The estimate is symmetric and positive semidefinite. The parts that chains have in it are independent but for
-<.>, however correlated the samples of one chain are; from their spread follows the standard error.
+where <.> is the mean over all samples. The second term makes it unbiased: together they are the U-statistic (Hoeffding
+1948) of (D - D')(s_i s_j - s_i' s_j') / 2 over pairs of samples from different chains. The estimate is symmetric and
+positive semidefinite. The contributions of the chains are independent except for <.>, however correlated the samples of
+one chain are; the standard error follows from their spread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Hessian of a Boltzmann machine estimated from Gibbs samples: one fixed matrix, with the errors of its numbers."""
+"""The Hessian of a Boltzmann machine estimated from Gibbs samples: a fixed matrix with standard errors."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from spectra.wording import outline
 
 ENOUGH = 10  # autocorrelation times that a burn-in should last
 OUTWARDS = (
-    "eigenvalues of an estimate are biased outwards, most where they lie close together, as their eigenvectors follow "
-    "its noise; standard errors of u'Au are for a given u"
+    "eigenvalues of an estimate are biased outwards, most where they lie close together, because their eigenvectors "
+    "adapt to its noise; standard errors of u'Au are for a given u"
 )
-VARYING = 16  # chains from whose spread an error is known to a fifth
+VARYING = 16  # chains; the error from their spread is known to a fifth
 LARGEST_DRIFT = 5.0  # standard errors between the first and the second half of the chains
 
 
 @dataclass
 class SampledHessian(BoltzmannHessian):
-    """An unbiased estimate of the Hessian from fixed samples, which products read without forming the matrix.
+    """An unbiased estimate of the Hessian from fixed samples; products use the samples without forming the matrix.
 
     Its eigenvalues are those of the estimate: they lie further apart than those of the true matrix, the more so the
-    fewer the samples. The quadratic form u'Au of a vector chosen beforehand is unbiased.
+    fewer the samples. The quadratic form u'Au of a vector u chosen beforehand is unbiased.
     """
 
     __repr__ = outline
@@ -35,8 +35,8 @@ class SampledHessian(BoltzmannHessian):
     def product_with_error(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """The product (n,) with a vector (n,), and the standard error of each entry by the spread of the chains.
 
-        The error is nan where it is not known, as fewer than 16 chains of the free phase have shown the rarer value of
-        s_i s_j (of less than 32 chains, fewer than half).
+        The error is nan if it is unknown, because fewer than 16 chains of the free phase (or, with less than 32 chains,
+        fewer than half) have shown the rarer value of s_i s_j.
         """
         errors = [phase.with_error(vector)[1] for phase in self._sampled()]
         error = _root_of_squares(errors) / self.temperature**2
@@ -60,20 +60,20 @@ def _root_of_squares(errors: list[Tensor]) -> Tensor:
 
 
 def fewest_varying(chains: int) -> int:
-    """How many of so many chains have to vary for their spread to tell an error."""
+    """The number of chains that must vary for an error from their spread."""
     return min(VARYING, chains // 2)
 
 
 def unreliable(free: SampledCovariance) -> Tensor:
-    """Which products s_i s_j (n,) vary in so few chains that the spread of the chains does not tell their errors."""
+    """Which products s_i s_j (n,) vary in too few chains for an error from the spread of the chains."""
     return free.varying_chains() < fewest_varying(len(free.states))
 
 
 def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedule) -> list[str]:
-    """What a reader of results is to know of the samples of the free phase.
+    """Notes for a result on the samples of the free phase.
 
-    The energy and the state of each unit are followed: the longest of their autocorrelation times is told, and a change
-    from the first to the second half of the chains that chance does not explain.
+    The energy and the state of each unit are followed. The notes state the longest of their autocorrelation times, and
+    any change from the first to the second half of the chains that chance does not explain.
     """
     states = free.states[:, 0].to(free.dtype)
     energies = ((states @ couplings) * states).sum(2, keepdim=True)
@@ -94,12 +94,12 @@ def sampling_notes(free: SampledCovariance, couplings: Tensor, schedule: Schedul
         )
     if schedule.count >= 2 and (moved := drift(followed).max().item()) > LARGEST_DRIFT:
         notes.append(
-            f"the chains have not forgotten where they began (their means change by {moved:.1f} standard errors from "
-            "the first half to the second): raise `burn_in`"
+            f"the chains still depend on their start (their means change by {moved:.1f} standard errors from the first "
+            "half to the second): raise `burn_in`"
         )
     elif schedule.burn_in < ENOUGH * time * schedule.thin:
         notes.append(
             f"`burn_in` {schedule.burn_in:,} is less than {ENOUGH} autocorrelation times "
-            f"({math.ceil(ENOUGH * time * schedule.thin):,} sweeps)"
+            f"({math.ceil(ENOUGH * time * schedule.thin):,} sweeps): raise it"
         )
     return notes

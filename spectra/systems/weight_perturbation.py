@@ -1,6 +1,6 @@
 """Weight perturbation: the gradient g and Hessian products H v of a loss E, from values of E alone.
 
-    g  = <(E(w + u) - E(w)) u> / s^2               u random, of length s sqrt(n), as often as -u
+    g  = <(E(w + u) - E(w)) u> / s^2               u random, of length s sqrt(n), and as likely as -u
     Hv = <R{E(w + u) - E(w)} u> / s^2              R{E(x)} the derivative of E at x along v
 
 (Jabri and Flower 1991; Spall 1992 and, for the Hessian, 2000; Pearlmutter 1994.) For a quadratic loss both are exact on
@@ -12,10 +12,10 @@ average, whatever s. With t = tr H, f = |H|_F^2 and f' = f less the squares of H
                   (n - 1) |g|^2 + s^2 n^2 (t^2 + 2 f) / (4 (n + 2))   on the sphere
     Hv            (n - 1) |Hv|^2                                      either form
 
-and of m perturbations 1/m of that. A matrix A that is subtracted from the differences as u'A u / 2 takes the place of H
-by H - A in the forward form; it biases nothing, since u'A u is even in u. Of other losses the bias is of order s^2.
+and 1/m of that for m perturbations. If u'A u / 2 is subtracted from the differences for a matrix A, H - A replaces H in
+the forward form; this adds no bias, because u'A u is even in u. For other losses the bias is of order s^2.
 
-Nothing here differentiates, and no parameter is written into.
+No derivative is computed, and no parameter is changed.
 """
 
 from __future__ import annotations
@@ -124,14 +124,14 @@ def gradient_from_losses(
     require_choice("form", form, GRADIENT)
     if second_order is not None and form != "forward":
         raise ArgumentError(
-            f"`second_order` with `form` {form}: its differences have no second-order term; use form='forward'"
+            f"`second_order` with `form` {form}: these differences have no second-order term; use form='forward'"
         )
     if second_order is not None:
         second_order = matrix = as_operator(second_order, "second_order")
         if matrix.shape[0] != losses.n:
             raise ArgumentError(f"`second_order` of shape {tuple(matrix.shape)}: give ({losses.n}, {losses.n})")
         if matrix.dtype != losses.point.dtype:
-            raise ArgumentError(f"`second_order` of {matrix.dtype}: give it as the weights are, {losses.point.dtype}")
+            raise ArgumentError(f"`second_order` of {matrix.dtype}: give it in {losses.point.dtype}, like the weights")
     size = losses.chosen_size(size, 1 / 3)
     reading = Reading(GRADIENT[form], lambda u: u.double() / size**2, second_order)
     rows = perturbation_rows(losses, evaluations, perturbations, size, [reading], seed, generator)
@@ -153,7 +153,7 @@ def product_from_losses(
     """Estimate H v, the Hessian of a loss times a vector, from differences of loss values under random perturbations.
 
     It is the change, along v, of the estimate that `gradient_from_losses` makes (Pearlmutter 1994), by a difference of
-    the same form whose step is as long as a perturbation. The relative error after m perturbations is
+    the same form with a step as long as a perturbation. The relative error after m perturbations is
     sqrt((n - 1) / m).
 
     Args:
@@ -233,13 +233,13 @@ def gradient_and_product_from_losses(
 
 
 def along_second_order(u: Tensor, vector: Tensor, size: float) -> Tensor:
-    """The vector (n,) whose mean with u'H u / 2 is H v, for u on the sphere."""
+    """The vector (n,) that averages to H v when multiplied by u'H u / 2, for u on the sphere."""
     n = len(u)
     return ((1 + 2 / n) * (dot(u, vector) / size**2) * u.double() - vector.double()) / size**2
 
 
 class Losses:
-    """The values of a loss around a point, and the number of those that have been computed."""
+    """The values of a loss around a point, with a count of the evaluations."""
 
     def __init__(self, values: Callable[[Iterator[Tensor]], list[float]], point: Tensor):
         self.values, self.point = values, point
@@ -247,35 +247,37 @@ class Losses:
 
     @classmethod
     def of(cls, loss: Problem | Callable[[Tensor], Any], point: Tensor | None) -> Losses:
-        """Those of a problem at its own parameters, or of a function at a point."""
+        """The losses of a problem around its own parameters, or of a function around a point."""
         if isinstance(loss, Problem):
             if point is not None:
                 raise ArgumentError("`point`: a problem has its own parameters; leave `point` out")
             here = loss.parameter_vector()
             return cls(lambda steps: displaced_losses(loss, steps), here.to(device_of_vectors(here.device)))
         if not callable(loss):
-            raise ArgumentError(f"`loss` of type {type(loss).__name__}: give a Problem, or a function of the weights")
+            raise ArgumentError(f"`loss`: expected a Problem or a function of the weights, got {type(loss).__name__}")
         if not isinstance(point, Tensor) or point.ndim != 1 or not point.is_floating_point() or not len(point):
-            came = f"of shape {tuple(point.shape)}" if isinstance(point, Tensor) else type(point).__name__
-            raise ArgumentError(f"`point` {came}: give the weights at which to look, a floating-point vector (n,)")
+            came = f"{point.dtype} of shape {tuple(point.shape)}" if isinstance(point, Tensor) else type(point).__name__
+            raise ArgumentError(f"`point`: expected the weights as a floating-point vector (n,), got {came}")
         if not all_finite(point) or out_of_scale(point):
-            raise ArgumentError(f"`point`: give finite weights, whose norm is {WITHIN}")
+            raise ArgumentError(f"`point`: give finite weights with a norm {WITHIN}")
         here = point.detach()
         return cls(lambda steps: [number(loss(here + step)) for step in steps], here)
 
     def __call__(self, steps: Sequence[Tensor] | Iterator[Tensor]) -> list[float]:
-        """The loss at w + s for each step s. Raises SpectraError where one is not finite."""
+        """The loss at w + s for each step s. Raises SpectraError if one is not finite."""
         found = self.values(iter(steps))
         self.evaluations += len(found)
         if not all(map(math.isfinite, found)):
-            raise SpectraError("`size`: the loss is not finite at a perturbed point; choose a smaller one")
+            raise SpectraError(
+                "`size`: the loss is not finite at a perturbed point; check the loss, or give a smaller size"
+            )
         return found
 
     def chosen_size(self, size: float | None, power: float) -> float:
-        """The size that is given, or rounding to this power times that of the weights.
+        """The given size, or eps to this power times the root mean square of the weights.
 
-        Raises ArgumentError where rounding would swallow the perturbation: all differences would be zero, and so would
-        their standard error.
+        Raises ArgumentError if rounding would remove the perturbation: all differences, and their standard error, would
+        then be zero.
         """
         own, dtype = norm(self.point) / math.sqrt(self.n), self.point.dtype
         eps = torch.finfo(dtype).eps
@@ -284,34 +286,34 @@ class Losses:
         require_number("size", size, finite=True)
         if size <= (least := eps * own):
             raise ArgumentError(
-                f"`size` {size:g}: weights of {own:.2g} round it off in {dtype}; give one > {least:.2g}"
+                f"`size` {size:g}: lost to rounding beside weights of {own:.2g} in {dtype}; give one > {least:.2g}"
             )
         return float(size)
 
     def direction(self, vector: Tensor) -> Tensor:
-        """A vector (n,) that is not zero, as the weights are."""
+        """Check a non-zero vector (n,), and convert it to the dtype and device of the weights."""
         if not isinstance(vector, Tensor) or vector.shape != self.point.shape:
             came = f"of shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else type(vector).__name__
-            raise ArgumentError(f"`vector` {came}: give one of shape ({self.n},)")
+            raise ArgumentError(f"`vector` {came}: give a tensor of shape ({self.n},)")
         if not vector.any():
-            raise ArgumentError("`vector` is zero: give one with an entry that is not")
+            raise ArgumentError("`vector` is zero: give a non-zero vector")
         if not all_finite(vector) or out_of_scale(vector):
-            raise ArgumentError(f"`vector`: give finite numbers, whose norm is {WITHIN}")
+            raise ArgumentError(f"`vector`: give finite numbers with a norm {WITHIN}")
         return vector.detach().to(self.point)
 
 
 def number(value: Any) -> float:
-    """A loss as a number. Raises ArgumentError where it is none."""
+    """Convert a loss to a float. Raises ArgumentError if it is not a single number."""
     try:
         return value.item() if isinstance(value, Tensor) else float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ArgumentError(f"`loss` returns {came}: let it return one number") from error
+        raise ArgumentError(f"`loss` returned {came}: return a single number") from error
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a vector is read from losses: the mean of a difference times a vector made of the perturbation."""
+    """How a vector is estimated from losses: as the mean of a difference times a vector made from the perturbation."""
 
     stencil: Stencil
     weigh: Callable[[Tensor], Tensor]  # u (n,) -> (n,), float64
@@ -323,12 +325,12 @@ class Reading:
         return whole if self.second_order is None else whole - dot(u, self.second_order @ u) / 2
 
     def rounding(self, values: Mapping[tuple[int, int], float], eps: float) -> float:
-        """How far the rounding of the losses, at most half of `eps` each, may shift the difference."""
+        """The possible error of the difference by rounding of the losses, at most half of `eps` each."""
         return eps / 2 * sum(abs(weight * values[place]) for place, weight in self.stencil.items())
 
 
 def places_of(readings: Sequence[Reading]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The places of all stencils: those that are the same for every perturbation, and the rest."""
+    """The points of all stencils: those that are the same for every perturbation, and the others."""
     places = list(dict.fromkeys(place for reading in readings for place in reading.stencil))
     return [p for p in places if not p[0]], [p for p in places if p[0]]
 
@@ -342,7 +344,7 @@ def perturbation_rows(
     seed: int,
     generator: torch.Generator | None,
 ) -> Iterator[Tensor]:
-    """Blocks of as many perturbations, rows (k, n), as the evaluations pay for."""
+    """Blocks of perturbations, as rows (k, n), as many as the `evaluations` allow."""
     require_choice("perturbations", perturbations, LAWS)
     shared, own = map(len, places_of(readings))
     require_integer("evaluations", evaluations, shared + own)
@@ -353,7 +355,7 @@ def perturbation_rows(
 
 
 def signs(keys: Sequence[int], like: Tensor, size: float) -> Tensor:
-    """Rows whose entries are `size` or -`size`."""
+    """Rows of entries `size` or -`size` at random."""
     return size * sign_rows(keys, slice(0, len(like)), like.dtype, like.device)
 
 
@@ -369,7 +371,7 @@ LAWS: dict[str, Callable[[Sequence[int], Tensor, float], Tensor]] = {"signs": si
 def estimates(
     losses: Losses, blocks: Iterator[Tensor], readings: Sequence[Reading], step: Tensor | None = None
 ) -> list[VectorEstimate]:
-    """The mean of each reading over perturbations, blocks of rows (k, n); `step` (n,) is d of the stencils."""
+    """The mean of each reading over perturbations in blocks of rows (k, n); `step` (n,) is the d of the stencils."""
     shared, own = places_of(readings)
     along = torch.zeros_like(losses.point) if step is None else step
     values = dict(zip(shared, losses([b * along for _, b in shared]), strict=True))
@@ -392,7 +394,7 @@ class Mean:
         self.count, self.rounding = 0, 0.0
 
     def add(self, vector: Tensor, rounding: float) -> None:
-        """Take in one more vector (n,), which rounding may have moved by so much."""
+        """Include one more vector (n,), with the norm of its possible error by `rounding`."""
         self.count += 1
         self.rounding += (rounding - self.rounding) / self.count
         apart = vector - self.mean
