@@ -519,7 +519,7 @@ REFUSED = {
     "classes last": (
         lambda: spectra.eig(nn.Linear(4, 3), nn.CrossEntropyLoss(), (torch.ones(6, 5, 4), torch.zeros(6, 5).long())),
         SpectraError,
-        r"the classes come last: give cross_entropy\?class_dim=-1",
+        r"the last dimension holds the classes: give `loss` cross_entropy\?class_dim=-1",
     ),
     "a class": (lambda: spectra.eig(nn.Linear, nn.MSELoss(), points()), SpectraError, r"call it first: Linear\(...\)"),
     "no model": (lambda: spectra.eig(3, nn.MSELoss(), points()), SpectraError, "^`model`: int is not a model; give a"),

@@ -224,7 +224,7 @@ def test_a_matrix_that_is_not_finite_spoils_a_figure_only_where_it_is_drawn(plac
         ("one --out a.png --width nan", "'--width'"),
         ("one one/eig.json --out a.png", "RESULT one/eig.json: is named twice"),
         ("one other --out a.png", "RESULT other/trace.json: a result of trace, but one/eig.json one of eig"),
-        ("dir.png --out a.png", "RESULT dir.png: the directory holds none of density.json, eig.json, trace.json"),
+        ("dir.png --out a.png", "RESULT dir.png: the directory has none of density.json, eig.json, trace.json"),
         ("one --out a.png --curvature gnn", "--curvature gnn: no RESULT has it; did you mean ggn?"),
         ("one two --out a.png --curvature hessian", "RESULT two/eig.json: has only ggn"),
         ("one two --out a.png --label a", "--label a: 1 for 2; give one for each RESULT"),
@@ -296,9 +296,13 @@ def test_a_comparison_is_drawn_as_it_stands(place, capsys):
         ({}, "run --curvature ggn", "--curvature: it has no effect on the figure of compare"),
         ({"eigenvalues": [None, 1.0]}, "run", "RESULT run/compare.json: holds no finite numbers to draw"),
         ({"residuals": [0.1]}, "run", "RESULT run/compare.json: is not a result of spectra compare (ValueError"),
-        ({"nodes": [1.0]}, "run", "RESULT run/compare.json: hessian is without nodes that can be used (not rows of"),
+        (
+            {"nodes": [1.0]},
+            "run",
+            "RESULT run/compare.json: nodes of hessian must be rows of numbers",
+        ),
         ({"weights": [[1.0]]}, "run", "nodes and weights differ in number"),
-        ({"eigenvalues": {}}, "run", "RESULT run/compare.json: hessian is without eigenvalues that can be used (not"),
+        ({"eigenvalues": {}}, "run", "RESULT run/compare.json: eigenvalues of hessian must be numbers; run"),
     ],
 )
 def test_what_is_wrong_with_a_comparison_gets_one_line(changes, arguments, line, place, capsys):

@@ -97,7 +97,10 @@ def test_names_of_others_are_not_taken_for_arguments():
         (["--checkpoint", "`data`"], "--checkpoint 'data': no such file"),
         (["--checkpoint-key", "`data`"], "--checkpoint-key 'data': there is no --checkpoint"),
         (["--data", "`data`"], "--data 'data': it names no data"),
-        (["--out", "a/`model`"], "--out a/`model`: eig.json there is a directory; move it away, or name another --out"),
+        (
+            ["--out", "a/`model`"],
+            "--out a/`model`: eig.json in it is a directory; move that away, or choose another --out",
+        ),
     ],
 )
 def test_command_line_shows_what_came_as_it_came(line, shown, capfd, monkeypatch, tmp_path):

@@ -578,7 +578,7 @@ def test_a_model_that_writes_to_some_batches_alone_is_named():
         return x.mul_(2) if len(x) == 6 else x
 
     kind = Kind("sometimes", lambda: Shifted(prepare))
-    with pytest.raises(SpectraError, match=r"^`model`: writes to its inputs in place, for some batches only"):
+    with pytest.raises(SpectraError, match=r"^`model`: its forward wrote to its inputs in place, for some batches"):
         mean_loss(kind.problem("cpu"))
 
 

@@ -59,9 +59,9 @@ class Batch:
 
 
 def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
-    """Take the examples of a cut from every tensor and every list of a tree; `count` is their number before.
+    """Take the examples of a cut from every tensor and list of a tree; `count` is the number before the cut.
 
-    Raises SpectraError where one has another length.
+    Raises SpectraError if one has a length other than `count`.
     """
     if isinstance(tree, Structured):
         return tree.part(cut)
