@@ -524,7 +524,7 @@ def call(tmp_path, monkeypatch, capfd):
         ("--weight-decay 0.1", "--weight-decay 0.1: acts on parameters, but --wrt inputs differentiates"),
         ("--curvature fisher-empirical", "--curvature fisher-empirical: is made of products of gradients"),
         ("--curvature ggn", "--curvature ggn: is zero"),
-        ("--method power", "--method power: is not for single examples"),
+        ("--method power", "--method power: is not available with --wrt inputs"),
         ("-k 7", "-k: 7 eigenvalues of a matrix with 6 rows; ask for at most 6"),
         ("--wrt input", "--wrt input: is not valid; give parameters, inputs, or inputs:NAME"),
         ("--wrt inputs:", "--wrt inputs:: is not valid; give parameters, inputs, or inputs:NAME"),
@@ -546,7 +546,9 @@ def test_refusals(more, told, call):
 
 
 def test_other_refusals(call):
-    assert call(f"trace {LINE} --method xtrace")[2].startswith("spectra: --method xtrace: is not for single examples")
+    assert call(f"trace {LINE} --method xtrace")[2].startswith(
+        "spectra: --method xtrace: is not available with --wrt inputs"
+    )
     assert call(f"eig {LINE} -k 2 --out a")[0] == 0
     told = "spectra: --deflate a/eig.json: eigenvectors of an earlier result are not used with --wrt inputs"
     assert call(f"trace {LINE} --deflate a/eig.json")[2].startswith(told)
@@ -630,7 +632,7 @@ def test_a_run_that_is_cut_off_goes_on(command, call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Curvature, "__matmul__", limited)
         assert call(f"{command} {LINE} --out cut")[0] == 130
-    assert "goes on after" in call(f"{command} {LINE} --out cut")[2]
+    assert "resumes after" in call(f"{command} {LINE} --out cut")[2]
     one, two = (json.loads(Path(out, f"{name}.json").read_text())["results"][0] for out in ("whole", "cut"))
     for clock in ("seconds", "setup_seconds", "figure"):
         one.pop(clock, None), two.pop(clock, None)

@@ -441,7 +441,7 @@ def test_a_call_that_was_cut_off_goes_on(command, problem, monkeypatch):
     call, stop = getattr(spectra, command), Stop(9)
     whole = call(*given, out="whole", **settings)
     made, calls = calls, 0
-    with pytest.raises(KeyboardInterrupt, match="holds what is done"):
+    with pytest.raises(KeyboardInterrupt, match="holds the work so far"):
         call(*given, out="cut", progress=stop, **settings)
     assert ("loading", {"stage": "the loss over the data"}) in stop.told
     assert [path.name for path in Path("cut").iterdir()] == [f"{command}.state"]
@@ -476,7 +476,7 @@ def test_a_command_goes_on_where_a_call_was_cut_off(capfd):
         run(["eig", "-k", "3", "--model", "nets.py:mlp", "--data", "points.npz", "--dtype", "float64", "--out", "a"])
         == 0
     )
-    assert "goes on after" in capfd.readouterr().err
+    assert "resumes after" in capfd.readouterr().err
 
 
 # What cannot be

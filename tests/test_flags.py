@@ -19,7 +19,7 @@ FOR_THE_COMMAND_LINE = ("cli", "commands.py", "page", "tables")  # what is made 
 ALLOWED = {  # whole strings: arguments of programs, command lines, and what stands in results since their first version
     "sweeps/cost.py": ["--json", "--curvature"],
     "sweeps/slurm.py": ["--noheader", "--array", "--format=%i %T", "--user="],
-    "sweeps/eigenspaces.py": [": where eigenvectors were not saved (spectra eig --save-vectors) there are no overlaps"],
+    "sweeps/eigenspaces.py": [": without saved eigenvectors (spectra eig --save-vectors) there are no overlaps"],
     "cluster/distributed.py": ["torchrun --nproc-per-node: more ranks than the "],
     "run/loading.py": ["torchrun --nproc-per-node "],
     "inputs/transformers_model.py": [

@@ -30,7 +30,7 @@ class Runner:
         return Attempt.read(record_path(self.plan, self.task, "json"))
 
     def run(self) -> None:
-        """Run the commands that are not done until one fails or `stop` is called, unless another runner has the task."""
+        """Run the unfinished commands until one fails or `stop` is called; none if another runner has the task."""
         with held(record_path(self.plan, self.task, "lock")) as lock:
             if lock is None or self.last() != self.before:
                 return
