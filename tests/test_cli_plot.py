@@ -162,7 +162,7 @@ FILES = {
     "newer.json": ('{"schema": 2, "command": "eig", "problem": {}, "results": []}', "upgrade spectra"),
     "inspect.json": ('{"schema": 1, "command": "inspect", "problem": {}, "results": []}', "density, eig, trace"),
     "none.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": []}', "names no curvature"),
-    "nameless.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": [3]}', "names no curvature"),
+    "nameless.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": [3]}', "an entry has no curvature"),
     "absent.json": (None, "No such file"),
 }
 
@@ -180,13 +180,13 @@ def test_a_file_that_is_no_result_gets_one_line(name, place, capsys):
 @pytest.mark.parametrize(
     ("command", "changes", "reason"),
     [
-        ("density", {"nodes": None}, "ggn is without nodes"),
-        ("density", {"nodes": [[1.0, 2.0], [1.0]]}, "ggn is without nodes"),
+        ("density", {"nodes": None}, "nodes of ggn must be rows of numbers"),
+        ("density", {"nodes": [[1.0, 2.0], [1.0]]}, "nodes of ggn must be rows of numbers of equal length"),
         ("density", {"nodes": [[1.0]]}, "ggn is without weights"),
         ("density", {"nodes": [[1.0, None, 1, 1]]}, "nodes of ggn: a number is not finite"),
         ("density", {"weights": np.negative(WEIGHTS).tolist()}, "ggn is without weights"),
         ("density", {"weights": (2 * np.array(WEIGHTS)).tolist()}, "ggn is without weights"),
-        ("density", {"dimension": "many"}, "ggn is without dimension"),
+        ("density", {"dimension": "many"}, "dimension of ggn must be a whole number"),
         ("density", {"dimension": 0}, "ggn is without deflated"),
         ("density", {"deflated": 5}, "ggn is without deflated"),
         ("density", {"deflated": 4}, "ggn is without deflated"),
@@ -194,7 +194,7 @@ def test_a_file_that_is_no_result_gets_one_line(name, place, capsys):
         ("eig", {"eigenvalues": [1.0, None, 2.0]}, "eigenvalues of ggn: a number is not finite"),
         ("eig", {"residuals": [1.0]}, "ggn is without residuals"),
         ("trace", {"trace": None}, "trace of ggn: a number is not finite"),
-        ("trace", {"trace": [1.0]}, "ggn is without trace"),
+        ("trace", {"trace": [1.0]}, "trace of ggn must be a number"),
         ("trace", {"standard_error": float("inf")}, "standard_error of ggn: a number is not finite"),
     ],
 )

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -48,32 +48,20 @@ from spectra.run.trace import usual_method
 from spectra.vectors import norm, shard_sizes
 
 
-@dataclass(frozen=True)
-class Layer:
-    """The parameters of one module, without those of its submodules."""
-
-    name: str  # empty for the model itself
-    type: str
-    parameters: int  # tied ones count where they appear first
-    trainable: int
-    chosen: int  # by --params, of the trainable ones
-    tied: tuple[str, ...]  # names of parameters of earlier layers that are used here again
-
-
-def layers(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[Layer]:
+def layers(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[LayerRecord]:
     """Yield the modules of a model that have parameters, in its order."""
     wanted, first = {id(p) for p in chosen.values()}, {id(p): name for name, p in model.named_parameters()}
     for place, module in model.named_modules():
         held = {f"{place}.{name}".lstrip("."): p for name, p in module.named_parameters(recurse=False)}
         own = [p for name, p in held.items() if first[id(p)] == name]
         if held:
-            yield Layer(
+            yield LayerRecord(
                 name=place,
                 type=type(module).__name__,
                 parameters=sum(p.numel() for p in own),
                 trainable=sum(p.numel() for p in own if p.requires_grad),
                 chosen=sum(p.numel() for p in own if id(p) in wanted),
-                tied=tuple(first[id(p)] for name, p in held.items() if first[id(p)] != name),
+                tied=[first[id(p)] for name, p in held.items() if first[id(p)] != name],
             )
 
 
@@ -234,8 +222,7 @@ def with_layers(loaded: Loaded) -> ProblemRecord:
 
 def model_fields(model: nn.Module, chosen: Mapping[str, nn.Parameter], match: dict[str, Any] | None) -> dict[str, Any]:
     """The fields of a record for the layers of a model and the match of its checkpoint."""
-    found = [LayerRecord(**asdict(layer) | {"tied": list(layer.tied)}) for layer in layers(model, chosen)]
-    return {"layers": found, "checkpoint_match": match and CheckpointMatch(**match)}
+    return {"layers": list(layers(model, chosen)), "checkpoint_match": match and CheckpointMatch(**match)}
 
 
 def model_alone(session: Session[InspectSettings]) -> None:
