@@ -273,7 +273,7 @@ def test_compare_on_parts(user, capsys):
     ("source", "message"),
     [
         ("def loss(model, batch): return model(batch).detach().sum()", "does not depend on the model's parameters"),
-        ("def loss(model, batch): return 3.0", "returned a float, not a floating-point tensor"),
+        ("def loss(model, batch): return 3.0", "returned a float; return a floating-point tensor"),
         ("def loss(model, batch): return model(batch)[:3]", "returned shape (3, 2) for 24 examples"),
         ("def loss(model, batch): return {}", "returned an empty mapping"),
         ("def loss(model, batch): return model(batch).no_such_thing", "fails on the data"),

@@ -226,6 +226,9 @@ def test_a_command_line_repeats_the_options(line):
 def test_defaults_are_not_repeated():
     options = asked(shlex.split("eig --data digits --model a.py:b --seed 0 -k 10 --curvature hessian"))
     assert command_line(recorded("eig", options)) == shlex.split("spectra eig --model a.py:b --data digits")
+    for flag in ([], ["--no-noise"]):
+        line = ["step", *flag, *shlex.split("--model a.py:b --data digits")]
+        assert command_line(recorded("step", asked(line))) == ["spectra", *line]
 
 
 @pytest.mark.parametrize(

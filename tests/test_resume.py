@@ -541,7 +541,7 @@ def test_a_full_disk_ends_the_saving_and_not_the_run(folder, small_disk, capfd):
     capfd.readouterr()
     status = run(arguments("density", small_disk))
     told = capfd.readouterr().err.splitlines()
-    assert told[0].startswith(f"spectra: {small_disk}/density.state: cannot be written (the disk is full), so no more")
+    assert told[0].startswith(f"spectra: {small_disk}/density.state: cannot be written (the disk is full), so this run")
     assert status == 2  # there is no room for the figure either
     assert "the disk is full" in told[1]
     assert len(told) == 2

@@ -346,7 +346,7 @@ def values_of(found: Any, count: int, loss: UserLoss) -> Tensor:
             "options by keyword (output, *, scale=1.0), or return -log_prob(target)"
         )
     if not (isinstance(found, Tensor) and found.is_floating_point()):
-        raise SpectraError(f"`loss` {loss.name}: returned a {type(found).__name__}, not a floating-point tensor")
+        raise SpectraError(f"`loss` {loss.name}: returned a {type(found).__name__}; return a floating-point tensor")
     if found.ndim == 0:
         return (found if loss.reduction == "sum" else found * count).reshape(1)
     if len(found) != count:
