@@ -775,7 +775,8 @@ def as_path(path: str | Path | None) -> Path | None:
 
 def whole(name: str, value: Any, least: int) -> int:
     """The value as an int from `least` to 2^63 - 1. Raises ArgumentError."""
-    require_integer(name, value, least, LARGEST_SEED)
+    require_integer(name, value, least)
+    require_integer(name, value, least, LARGEST_SEED)  # names the upper bound only if it is exceeded
     return int(value)
 
 

@@ -24,7 +24,7 @@ class Batch:
 
     Attributes:
         inputs: what the model is called with: a tuple gives positional arguments, a mapping gives keywords.
-        targets: what the loss is called with besides the output; None where there are no targets.
+        targets: what the loss is called with besides the output; None if there are no targets.
         indices: the indices (b,) of the examples in the data set, int64.
     """
 

@@ -15,7 +15,7 @@ from spectra.quoting import foreign, quoted
 def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """The parameters by name that require gradients and match a glob pattern, with tied parameters once.
 
-    Raises SpectraError if there are none, or where a pattern matches nothing.
+    Raises SpectraError if there are none, or if a pattern matches nothing.
     """
     if isinstance(patterns, str):
         raise ArgumentError(

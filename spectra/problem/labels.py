@@ -150,7 +150,7 @@ class LabelLoss:
         return rows.argmax(dim=1)[kept] == targets[kept]
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """The class weight of each target (E, 1), zero where it is ignored."""
+        """The class weight of each target (E, 1), or zero if it is ignored."""
         if not self._one_label(targets):
             return self._label_weights(rows, targets).sum(dim=1, keepdim=True)
         own = self._class_weights(rows)[self._labels(targets)]
@@ -178,12 +178,12 @@ class LabelLoss:
         return not targets.is_floating_point() and not self.label_smoothing
 
     def _labels(self, targets: Tensor) -> Tensor:
-        """(E,) integers, 0 where a target is ignored."""
+        """The labels as integers (E,), or 0 for ignored targets."""
         labels = targets.reshape(-1).long()
         return labels.where(labels != self.ignore_index, 0)
 
     def _label_weights(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """The weight of each class as a label of each example, smoothing mixed in; zeros where a target is ignored."""
+        """The weight of each class as a label of each example, smoothing mixed in; zero for ignored targets."""
         weights, smooth = self._class_weights(rows), self.label_smoothing
         labels = self._flat(targets, rows.shape[1])
         if not targets.is_floating_point():

@@ -1,4 +1,4 @@
-"""Compute sigmoid and softmax without cancellation, also where the model is certain.
+"""Compute sigmoid and softmax without cancellation, even if the model is certain.
 
 Where p is near 1, rounding loses 1 - p, and with it the gradients p - y and the curvature p (1 - p) of every example
 that is fitted well. So no number near 1 is subtracted from 1 here: a sigmoid is computed from exp(-|x|), and a softmax

@@ -199,7 +199,7 @@ class Problem:
     def rows(self, batch: Batch) -> Tensor:
         """Compute the model's output on a batch as the loss views it, with one row for each example: (E, K).
 
-        For a user's loss, rows are the output itself, (b, ...), or its tensors side by side where it has several, (b,
+        For a user's loss, rows are the output itself, (b, ...), or its tensors side by side if it has several, (b,
         K). For a loss of (model, batch), they are its values, (b, 1) or (1, 1).
 
         Raises:
@@ -388,7 +388,7 @@ def listed(dtypes: Iterable[torch.dtype]) -> str:
 def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
     """Raise ArgumentError if an argument is not a model, a loss of ours or a list of batches."""
     if not isinstance(model, nn.Module):
-        came = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        came = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise ArgumentError(f"`model`: expected a torch.nn.Module, got {came}")
     if isinstance(loss, type) or not isinstance(loss, Loss):
         came = getattr(loss, "__name__", type(loss).__name__)

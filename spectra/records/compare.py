@@ -44,7 +44,7 @@ class CompareResult(Entry):
 
     @classmethod
     def of(cls, measurement: Any, k: int, outliers: Outliers | None = None) -> CompareResult:
-        """Make the record of a measurement whose answer is a `Portrait`."""
+        """Make the record of a measurement of a `Portrait`."""
         found = measurement.answer
         return cls(
             method="comparison",

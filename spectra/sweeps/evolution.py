@@ -78,7 +78,7 @@ def evolution_of(directory: Path | str, learning_rate: float | None = None) -> E
     evolution = evolve(homes, COMMANDS)
     if not evolution.rows:
         raise SpectraError(
-            f"{directory}: no folder in it holds a result; give the directory that results were written to"
+            f"`directory` {directory}: no folder in it holds a result; give the directory that results were written to"
         )
     return replace(with_rate(evolution, learning_rate), unfinished=())
 

@@ -181,7 +181,7 @@ def several(file: PlanFile, key: str, value: Any, kind: type) -> list:
 def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) -> dict[str, str]:
     """The checkpoints by label, in natural order. A label is the path without suffix, below what all share.
 
-    A folder of weights counts where no file in it matches. Files with names that are not valid UTF-8 are left
+    A folder of weights is a checkpoint if no file in it matches. Files with names that are not valid UTF-8 are left
     out, since neither logs nor tables can show them.
     """
     found = set()
