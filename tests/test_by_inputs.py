@@ -522,7 +522,7 @@ def call(tmp_path, monkeypatch, capfd):
     [
         ("--params x", "--params x: chooses parameters, but --wrt inputs differentiates with respect to inputs"),
         ("--weight-decay 0.1", "--weight-decay 0.1: acts on parameters, but --wrt inputs differentiates"),
-        ("--curvature fisher-empirical", "--curvature fisher-empirical: is made of products of gradients"),
+        ("--curvature fisher-empirical", "--curvature fisher-empirical: is made of gradients with respect"),
         ("--curvature ggn", "--curvature ggn: is zero"),
         ("--method power", "--method power: is not available with --wrt inputs"),
         ("-k 7", "-k: 7 eigenvalues of a matrix with 6 rows; ask for at most 6"),

@@ -72,8 +72,9 @@ def row(cls: type, slot: Slot, wanted: list[type]) -> str:
 
 
 def sentence(text: str) -> str:
-    """The text with a capital letter at its beginning and a full stop at its end."""
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    """The text without a leading article, with a capital letter at its beginning and a full stop at its end."""
+    text = text.removeprefix("the ").rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def in_json(text: str) -> str:
