@@ -1,7 +1,7 @@
-"""Spectral analysis of loss landscapes: the Hessian, the GGN and the Fisher matrices by their products.
+"""Spectral analysis of loss landscapes: the Hessian, the GGN and the Fisher matrices by matrix-vector products.
 
-The public names are those that `__init__.pyi` imports. Each is loaded when first used, so that `import spectra` (and
-with it every `--help`) needs no torch.
+The public names are those that `__init__.pyi` imports. Each is loaded when first used, so that `import spectra` and
+every `--help` need no torch.
 """
 
 import re

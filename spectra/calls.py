@@ -1,9 +1,9 @@
 """`spectra.eig`, `trace`, `density`, `step` and `landscape`: the commands as calls from Python.
 
-They check, resume, deflate and record as the commands do, since both hand a request to `spectra.run`. A call prints
-nothing, and leaves the caller's model as it was found.
+They check, resume, deflate and record like the commands, since both pass a request to `spectra.run`. A call prints
+nothing, and does not change the caller's model.
 
-`spectra.compare` and `spectra.layers` are methods, which take operators or a Problem, and write no files: they are in
+`spectra.compare` and `spectra.layers` take operators or a Problem and write no files; they are in
 `spectra.comparison.comparison` and `spectra.layerwise.by_layer`.
 """
 
@@ -73,14 +73,14 @@ from spectra.surfaces.names import named as directions_named
 from spectra.surfaces.run import LandscapeSettings, landscapes
 
 ENDS = ("LM", "LA", "SA", "BE")
-OF_STEPS = ("hessian", "ggn")  # matrices of a step, unless others are asked for
+OF_STEPS = ("hessian", "ggn")  # the default matrices of a step
 OF_EXACT = {
     "precision": IEEE,
     "products": EXACT,
     "difference_step": None,
     "precondition": None,
-}  # of calls without them
-# Keywords that name the problem, beside model, loss, data and seed.
+}  # for calls without these arguments
+# Keywords of the problem, besides model, loss, data and seed.
 PROBLEM = tuple(
     name
     for name in signature(load_problem).parameters
@@ -119,10 +119,10 @@ def eig(
 
     Args:
         model: a torch.nn.Module, a name as on the command line, or a `spectra.Problem` (then leave out loss and data).
-            A module is evaluated in eval mode and left as it was found. Instead of a network it may be a matrix, in any
-            form that `spectra.as_operator` takes; then leave out loss, data, curvature, check, precision and compile.
+            A module is evaluated in eval mode and not changed. Instead of a network it may be a matrix, in any form
+            that `spectra.as_operator` takes; then leave out loss, data, curvature, check, precision and compile.
         loss: a loss of spectra or PyTorch; a function (output, target) or (model, batch), which returns values of the
-            examples, their mean over the batch, or a mapping of such; or a name.
+            examples, their mean over the batch, or a mapping of such parts; or a name.
         data: a DataLoader or another iterable of batches (x, y), which is read once; tensors (x, y); or a name.
         curvature: the name of a matrix in `spectra.MATRICES`, or ntk, or a sequence of names.
         k: the number of eigenvalues, 1 to n, where n is the number of chosen parameters.
@@ -132,9 +132,9 @@ def eig(
         seed: random seed of starting vectors, drawn labels, and the choice of `samples`.
         out: a directory for eig.json and eig.npz; an interrupted call resumes from what it left there. None: nothing is
             written.
-        max_products: stop after this many matrix-vector products, all counted; None: no limit.
-        basis: the memory that holds the Lanczos basis: device, host (for a model on a GPU), or auto, which takes the
-            host's where a quarter of the device's is too little.
+        max_products: stop after this many matrix-vector products, including checks; None: no limit.
+        basis: the memory that holds the Lanczos basis: device, host (for a model on a GPU), or auto, which uses the
+            host if a quarter of the device's memory is too small.
         check: compare derivatives with finite differences first.
         precision: the precision of products: ieee, tf32 (on GPUs that have it) or bf16. The noise of lower precision is
             measured first, and is the result's `noise`. Eigenvalues of lanczos are refined by products in ieee; those
@@ -148,25 +148,25 @@ def eig(
             the command line, such as a file of one of these. None: A itself.
         difference_step: the displacement of the parameters by finite differences, relative to their norm; None: the
             best for the dtype.
-        compile: compile products by torch.compile; None: on a GPU, where the expected products save more time than that
-            takes.
-        save_vectors: write the eigenvectors (k n numbers) even where they take more than 1 GiB.
+        compile: compile products by torch.compile; None: only on a GPU, if that saves time over all products.
+        save_vectors: write the eigenvectors (k n numbers) even if they take more than 1 GiB.
         save_every: minutes between saves to `out`.
         progress: True shows a progress line on standard error; a function is called as progress("hessian", products=12,
             ...).
         **problem: further arguments of `spectra.load_problem`: loss_part, params, wrt (inputs: the matrices of single
-            examples by their inputs), weight_decay, mc_samples, samples, batch_size, output, memory (bytes),
-            recompute_activations, device, dtype (a module is copied to it); for a model by name also checkpoint,
-            checkpoint_key and transform.
+            examples with respect to their inputs), weight_decay, mc_samples, samples, batch_size, output, memory
+            (bytes), recompute_activations, device, dtype (a module is copied to it); for a model by name also
+            checkpoint, checkpoint_key and transform.
 
     Returns:
         An `EigResult` with `values` (k,), `residuals` (k,), `vectors` (k, n), `converged`, `complete` and `products`.
-        Where `curvature` is a sequence, a list of results in its order. By inputs, `values` are means over examples,
-        with their standard deviation `spread` (k,), and `values_by_example` and `residuals_by_example` (N, k).
+        If `curvature` is a sequence, a list of results in its order. With respect to inputs, `values` are means over
+        examples, with their standard deviation `spread` (k,), and `values_by_example` and `residuals_by_example`
+        (N, k).
 
     Raises:
         SpectraError: an argument has a value that cannot be used; the message says which one, and what to do.
-        TypeError: an argument is unknown, missing, or given beside a `Problem` that has its own.
+        TypeError: an argument is unknown, missing, or given together with a `Problem` that has its own.
 
     Examples:
         >>> import torch, spectra
@@ -181,7 +181,7 @@ def eig(
     )
     asked = {"k": settings.k, "which": which, "method": method, "tol": settings.tolerance}
     request = requested(settings, asked, given)
-    with Session(request, Caller(heard(progress))) as session:
+    with Session(request, Caller(checked_progress(progress))) as session:
         return as_asked(eigenvalues(session, save_vectors).results, curvature)
 
 
@@ -217,13 +217,13 @@ def trace(
         data: a DataLoader, other batches (x, y), tensors (x, y), or a name; see `spectra.eig`.
         curvature: the name of a matrix in `spectra.MATRICES`, or ntk, or a sequence of names.
         rtol: the standard error over |trace| at which the estimate has converged.
-        method: xtrace, hutch++, hutchinson, dense or gram; None: gram where it is exact and cheaper, otherwise xtrace.
+        method: xtrace, hutch++, hutchinson, dense or gram; None: gram if it is exact and cheaper, otherwise xtrace.
         probes: the exact number of random vectors, 2 or more; None: as many as `rtol` needs.
         seed: random seed.
         out: a directory for trace.json; an interrupted call resumes from what it left there. None: nothing is written.
         deflate: the saved result of an earlier eig, whose eigenvectors are projected out; None: the one in `out`, if
             any.
-        max_products: stop after this many matrix-vector products, all counted; None: no limit.
+        max_products: stop after this many matrix-vector products, including checks; None: no limit.
         basis: the memory that holds the Lanczos basis: device, host or auto; see `spectra.eig`.
         check: compare derivatives with finite differences first.
         precision: the precision of products: ieee, tf32 or bf16; see `spectra.eig`.
@@ -233,20 +233,20 @@ def trace(
             itself.
         difference_step: the displacement of the parameters by finite differences, relative to their norm; None: the
             best for the dtype.
-        compile: compile products by torch.compile; None: on a GPU, where that saves time.
+        compile: compile products by torch.compile; None: only on a GPU, if that saves time.
         save_every: minutes between saves to `out`.
         progress: True shows a progress line on standard error; a function is called as progress("hessian", products=12,
             ...).
         **problem: further arguments of `spectra.load_problem`, such as params, samples or device; see `spectra.eig`.
 
     Returns:
-        A `TraceResult` with `trace`, `standard_error`, `converged` and `products`. Where `curvature` is a sequence, a
-        list of results in its order. By inputs, `trace` is the mean over examples, with `spread` and
+        A `TraceResult` with `trace`, `standard_error`, `converged` and `products`. If `curvature` is a sequence, a
+        list of results in its order. With respect to inputs, `trace` is the mean over examples, with `spread` and
         `traces_by_example`.
 
     Raises:
         SpectraError: an argument has a value that cannot be used; the message says which one, and what to do.
-        TypeError: an argument is unknown, missing, or given beside a `Problem` that has its own.
+        TypeError: an argument is unknown, missing, or given together with a `Problem` that has its own.
     """
     given = Arguments.of(locals())
     settings = TraceSettings(
@@ -256,7 +256,7 @@ def trace(
     )
     asked = {"method": method, "rtol": settings.rtol, "probes": settings.probes, "deflate": deflate and str(deflate)}
     request = requested(settings, asked, given)
-    with Session(request, Caller(heard(progress))) as session:
+    with Session(request, Caller(checked_progress(progress))) as session:
         return as_asked(traces(session).results, curvature)
 
 
@@ -299,7 +299,7 @@ def density(
             there. None: nothing is written.
         deflate: the saved result of an earlier eig, whose eigenvectors are projected out; None: the one in `out`, if
             any.
-        max_products: stop after this many matrix-vector products, all counted; None: no limit.
+        max_products: stop after this many matrix-vector products, including checks; None: no limit.
         basis: the memory that holds the Lanczos basis: device, host or auto; see `spectra.eig`.
         check: compare derivatives with finite differences first.
         precision: the precision of products: ieee, tf32 or bf16; see `spectra.eig`.
@@ -309,19 +309,19 @@ def density(
             itself.
         difference_step: the displacement of the parameters by finite differences, relative to their norm; None: the
             best for the dtype.
-        compile: compile products by torch.compile; None: on a GPU, where that saves time.
+        compile: compile products by torch.compile; None: only on a GPU, if that saves time.
         save_every: minutes between saves to `out`.
         progress: True shows a progress line on standard error; a function is called as progress("hessian", products=12,
             ...).
         **problem: further arguments of `spectra.load_problem`, such as params, samples or device; see `spectra.eig`.
 
     Returns:
-        A `DensityResult` with `nodes` and `weights` (probes, steps), `dimension`, `converged` and `products`. Where
+        A `DensityResult` with `nodes` and `weights` (probes, steps), `dimension`, `converged` and `products`. If
         `curvature` is a sequence, a list of results in its order.
 
     Raises:
         SpectraError: an argument has a value that cannot be used; the message says which one, and what to do.
-        TypeError: an argument is unknown, missing, or given beside a `Problem` that has its own.
+        TypeError: an argument is unknown, missing, or given together with a `Problem` that has its own.
     """
     given = Arguments.of(locals())
     settings = DensitySettings(
@@ -331,7 +331,7 @@ def density(
     )
     asked = {"steps": settings.steps, "probes": settings.probes, "log": False, "damping": settings.damping}
     request = requested(settings, asked | {"deflate": deflate and str(deflate)}, given)
-    with Session(request, Caller(heard(progress))) as session:
+    with Session(request, Caller(checked_progress(progress))) as session:
         return as_asked(densities(session, draw).results, curvature)
 
 
@@ -361,10 +361,10 @@ def step(
     progress: Progress | bool | None = None,
     **problem: Any,
 ) -> Record:
-    """Compute what the next optimizer step meets: slope, curvature and loss along its direction.
+    """Compute the slope, curvature and loss along the direction of the next optimizer step.
 
-    The directions d are the negative gradient, the optimizer's own update, its momentum, and the ways to other
-    checkpoints, as far as these are known.
+    The directions d are the negative gradient, the optimizer's update, its momentum, and the directions to other
+    checkpoints, if these are known.
 
     Args:
         model: a torch.nn.Module, a name as on the command line, or a `spectra.Problem`; see `spectra.eig`.
@@ -385,10 +385,10 @@ def step(
         out: a directory for step.json and step.png; an interrupted call resumes from what it left there. None: nothing
             is written.
         eigenvectors: the saved result of an earlier eig that holds eigenvectors; None: the one in `out`, if any.
-        max_products: stop after this many matrix-vector products, all counted; None: no limit.
+        max_products: stop after this many matrix-vector products, including checks; None: no limit.
         basis: the memory that holds the Lanczos basis: device, host or auto; see `spectra.eig`.
         check: compare derivatives with finite differences first.
-        compile: compile products by torch.compile; None: on a GPU, where that saves time.
+        compile: compile products by torch.compile; None: only on a GPU, if that saves time.
         save_every: minutes between saves to `out`.
         progress: True shows a progress line on standard error; a function is called as progress("hessian", products=12,
             ...).
@@ -400,10 +400,10 @@ def step(
 
     Raises:
         SpectraError: an argument has a value that cannot be used; the message says which one, and what to do.
-        TypeError: an argument is unknown, missing, or given beside a `Problem` that has its own.
+        TypeError: an argument is unknown, missing, or given together with a `Problem` that has its own.
     """
     given = Arguments.of({**locals(), **OF_EXACT, "deflate": eigenvectors})
-    if stands_for_matrix(model):
+    if is_matrix(model):
         raise SpectraError("`model`: step takes a network, not a matrix; give a module, a name or a Problem")
     for name in named_matrices(curvature):
         among("curvature", name, MATRICES)
@@ -427,11 +427,11 @@ def step(
     asked |= {"to": [str(other) for other in others if isinstance(other, str | Path)]}
     request = requested(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
     if request.by_inputs:
-        raise SpectraError("`wrt` inputs: a step moves parameters, not inputs; leave it out")
+        raise SpectraError("`wrt` inputs: a step updates parameters, not inputs; omit `wrt`")
     options = {name: value for name, value in request.options.items() if name not in (*OF_EXACT, "wrt")}
     lenient = curvature == OF_STEPS
     request = replace(request, options=options, earlier_option="eigenvectors", lenient=lenient)
-    with Session(request, Caller(heard(progress))) as session:
+    with Session(request, Caller(checked_progress(progress))) as session:
         record = with_figures(session, steps(session), "spectra.plots.step:step_figures")
         session.keep(record)
         return record
@@ -460,7 +460,7 @@ def landscape(
     progress: Progress | bool | None = None,
     **problem: Any,
 ) -> Record:
-    """Compute the loss on lines and planes through a network's weights, beside what slope and curvature predict.
+    """Compute the loss on lines and planes through a network's weights, with the prediction from slope and curvature.
 
     Args:
         model: a torch.nn.Module, a name as on the command line, or a `spectra.Problem`; see `spectra.eig`.
@@ -471,7 +471,7 @@ def landscape(
             optimizer), and checkpoint:PATH (the way to another checkpoint, with the barrier between the two); or
             path:GLOB, the plane of the two principal components of many checkpoints.
         radius: the distance from the weights, in units of |d|; for another checkpoint, the distance beyond either end.
-            None: by the direction.
+            None: depends on the direction.
         points: the odd number of points on a line, or on a side of a plane; None: 41 on a line, 25 on a side.
         optimizer: a torch.optim optimizer of the model, what its `state_dict()` returned, or a file that holds that;
             None: the state in the checkpoint.
@@ -482,10 +482,10 @@ def landscape(
         out: a directory for landscape.json, its arrays and the figures; an interrupted call resumes from what it left
             there. None: nothing is written.
         eigenvectors: the saved result of an earlier eig that holds eigenvectors; None: the one in `out`, if any.
-        max_products: stop after this many matrix-vector products, all counted; None: no limit.
+        max_products: stop after this many matrix-vector products, including checks; None: no limit.
         basis: the memory that holds the Lanczos basis: device, host or auto; see `spectra.eig`.
         check: compare derivatives with finite differences first.
-        compile: compile products by torch.compile; None: on a GPU, where that saves time.
+        compile: compile products by torch.compile; None: only on a GPU, if that saves time.
         save_every: minutes between saves to `out`.
         progress: True shows a progress line on standard error; a function is called as progress("hessian", products=12,
             ...).
@@ -497,17 +497,17 @@ def landscape(
 
     Raises:
         SpectraError: an argument has a value that cannot be used; the message says which one, and what to do.
-        TypeError: an argument is unknown, missing, or given beside a `Problem` that has its own.
+        TypeError: an argument is unknown, missing, or given together with a `Problem` that has its own.
     """
     given = Arguments.of({**locals(), **OF_EXACT, "deflate": eigenvectors})
-    if stands_for_matrix(model):
+    if is_matrix(model):
         raise SpectraError("`model`: landscape takes a network, not a matrix; give a module, a name or a Problem")
     for name in named_matrices(curvature):
         among("curvature", name, MATRICES)
     optimizer = str(optimizer) if isinstance(optimizer, Path) else optimizer
     texts = [along] if isinstance(along, str) else along
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise wrong("along", along, "a name of a direction as text, or several")
+        raise wrong("along", along, "the name of a direction as a string, or a sequence of names")
     more = tuple(map(str, [others] if isinstance(others, str | Path) else others))
     grid = Grid(None if radius is None else positive("radius", radius), None if points is None else odd(points))
     settings = LandscapeSettings(tuple(map(named, texts)), grid, positive("tolerance", tolerance), more, optimizer)
@@ -515,19 +515,19 @@ def landscape(
     asked |= {"tol": settings.tolerance, "optimizer": optimizer if isinstance(optimizer, str) else None}
     request = requested(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
     if request.by_inputs:
-        raise SpectraError("`wrt` inputs: a landscape is over the parameters; leave it out")
+        raise SpectraError("`wrt` inputs: a landscape is a function of the parameters; omit `wrt`")
     options = {name: value for name, value in request.options.items() if name not in (*OF_EXACT, "wrt")}
     if more:
         options["checkpoint"] = [*filter(None, [options.get("checkpoint")]), *more]
     request = replace(request, options=options, earlier_option="eigenvectors")
-    with Session(request, Caller(heard(progress))) as session:
+    with Session(request, Caller(checked_progress(progress))) as session:
         record = with_figures(session, landscapes(session), "spectra.plots.landscape:landscape_figures")
         session.keep(record)
         return record
 
 
 def named(text: Any) -> tuple[str, ...]:
-    """The directions of a line or a plane by their names. Raises SpectraError."""
+    """The names of the directions of a line or a plane. Raises SpectraError if one is not valid."""
     try:
         return directions_named(str(text))
     except ValueError as error:
@@ -537,18 +537,18 @@ def named(text: Any) -> tuple[str, ...]:
 def odd(points: Any) -> int:
     """An odd number of points, 3 or more. Raises SpectraError."""
     if whole("points", points, 3) % 2 == 0:
-        raise SpectraError(f"`points` {points}: is even; give an odd number, so that one of them is the weights")
+        raise SpectraError(f"`points` {points}: is even; give an odd number, so that one point is at the weights")
     return int(points)
 
 
 def with_figures(session: Session[Any], record: Record, place: str) -> Record:
-    """The record with the paths of its figures, which are written to `out`; without one there are none.
+    """Write the figures of a record to `out`, and return the record with their paths; without `out` there are none.
 
-    `place` names what draws them, `module:function`, which loads matplotlib.
+    `place` is the path `module:function` of the function that draws them with matplotlib.
     """
     if (out := session.request.out) is None:
         return record.changed(figures=[])
-    from spectra.plots.files import write_png  # matplotlib, which a call without `out` does not need
+    from spectra.plots.files import write_png  # loads matplotlib, which a call without `out` does not need
 
     figures = resolve_name(place)(record)
     for name, figure in figures.items() if session.first else ():
@@ -567,14 +567,14 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 def draw(measures: dict[str, Any], path: Path, thresholds: Sequence[float | None] = ()) -> None:
     """Write the figure of densities."""
-    from spectra.plots.files import draw_density  # matplotlib, which a call without `out` does not need
+    from spectra.plots.files import draw_density  # loads matplotlib, which a call without `out` does not need
 
     draw_density(measures, path, thresholds)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments that all calls have, as they were given; `eig` describes them."""
+    """The arguments that all calls share; `eig` describes them."""
 
     model: Any
     loss: Any
@@ -596,11 +596,11 @@ class Arguments:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Arguments:
-        """Those among all arguments of one call, by name."""
+        """Pick the shared arguments from all arguments of a call."""
         return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
 
 
-# Arguments that are of networks alone, with their defaults.
+# Arguments that only apply to networks, with their defaults.
 OF_NETWORKS = {
     "curvature": "hessian",
     "check": True,
@@ -612,9 +612,9 @@ OF_NETWORKS = {
 
 
 def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Request[S]:
-    """The request of a call; `asked` are its own settings as the command line names them."""
+    """Make the request of a call; `asked` are its settings under the names of the command line."""
     seed = whole("seed", given.seed, 0)
-    if stands_for_matrix(given.model):
+    if is_matrix(given.model):
         refuse_of_networks(settings.command, given)
         names, recorded = ("operator",), {}
         device, dtype = (given.problem.get(name) for name in ("device", "dtype"))
@@ -624,7 +624,7 @@ def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Reques
         problem, recorded = problem_of(settings.command, given.model, given.loss, given.data, given.problem, seed)
         recorded |= {"curvature": list(names), "no_check": not given.check, "compile": given.compile}
         recorded |= {"precision": given.precision, "products": given.products, "difference_step": given.difference_step}
-        if given.precondition is None or isinstance(given.precondition, str | os.PathLike):  # an object has no name
+        if given.precondition is None or isinstance(given.precondition, str | os.PathLike):  # an object has no spec
             recorded["precondition"] = given.precondition and os.fspath(given.precondition)
     max_products = None if given.max_products is None else whole("max_products", given.max_products, 1)
     step = None if given.difference_step is None else positive("difference_step", given.difference_step)
@@ -651,28 +651,28 @@ def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Reques
     )
 
 
-def stands_for_matrix(model: Any) -> bool:
-    """Whether what is given as the model is a matrix instead: what has a shape or a size, or is (n, function)."""
+def is_matrix(model: Any) -> bool:
+    """Whether the model argument is a matrix: it has a shape or a size, or is a pair (n, function)."""
     if isinstance(model, str | nn.Module | Problem | type):
         return False
     return size_of(model) is not None or (isinstance(model, tuple) and len(model) == 2 and callable(model[1]))
 
 
 def refuse_of_networks(command: str, given: Arguments) -> None:
-    """Raise TypeError for an argument of networks beside a matrix that is given in place of one."""
+    """Raise TypeError for an argument that only applies to networks, if a matrix is given in place of one."""
     named = {"loss": given.loss, "data": given.data, "precondition": given.precondition, **given.problem}
     there = [name for name, value in named.items() if value is not None and name not in ("device", "dtype")]
     there += [name for name, default in OF_NETWORKS.items() if getattr(given, name) != default]
     if there:
-        raise TypeError(f"{command}() takes no {there[0]} beside a matrix; leave it out")
+        raise TypeError(f"{command}() takes no {there[0]} with a matrix; omit it")
 
 
 def problem_of(
     command: str, model: Any, loss: Any, data: Any, options: dict[str, Any], seed: int
 ) -> tuple[Problem | dict[str, Any], dict[str, Any]]:
-    """The problem of a request, or what names it, and how a record lists that, as far as the command has such options.
+    """The Problem of a request, or the arguments of `load_problem` for it, and the options that its record lists.
 
-    Raises TypeError for an argument that there is not, or one too many or too few.
+    Raises TypeError for an argument that is unknown, missing or superfluous.
     """
     for name in options:
         if name not in PROBLEM:
@@ -682,16 +682,18 @@ def problem_of(
         more = {"loss": loss, "data": data} | {key: value for key, value in options.items() if key != "memory"}
         for name, value in more.items():
             if value is not None:
-                raise TypeError(f"{command}() takes no {name} beside a Problem, which has its own")
+                raise TypeError(f"{command}() takes no {name} with a Problem, which has its own; omit it")
         return model, {"memory": options.get("memory")}
     for name, value in {"loss": loss, "data": data}.items():
         if value is None:
-            raise TypeError(f"{command}() lacks {name}; give it, or a Problem in place of the model")
+            raise TypeError(f"{command}() is missing the argument {name}; give it, or a Problem as model")
     checked, model = checked_options(options), called_program(model)
     if not isinstance(model, str | nn.Module):
+        if isinstance(model, type):
+            name = model.__name__
+            raise SpectraError(f"`model`: expected a module, got the class {name}; call it first: {name}(...)")
         came = getattr(model, "__name__", type(model).__name__)
-        way_out = f"call it first: {came}(...)" if isinstance(model, type) else "give a module, a name or a Problem"
-        raise SpectraError(f"`model`: {came} is not a model; {way_out}")
+        raise SpectraError(f"`model`: expected a module, a name or a Problem, got {came}")
     device, dtype = choose_place(model, checked.get("device"), checked.get("dtype"))
     loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
     kind = str(dtype).removeprefix("torch.")
@@ -707,7 +709,7 @@ def problem_of(
     return {"model": model, "loss": loss, "data": data, "seed": seed, **checked}, recorded
 
 
-# What a record lists of a problem whatever it is made of, by default.
+# The options that every record of a problem lists, with their defaults.
 DEFAULTS: dict[str, Any] = {
     "output": None,
     "loss_part": None,
@@ -723,7 +725,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that name a problem, each converted to its type. Raises SpectraError."""
+    """Check the keyword arguments of a problem, and convert each to its type. Raises SpectraError."""
     found = {name: value for name, value in options.items() if value is not None}
     for name in ("samples", "batch_size", "mc_samples", "memory"):
         if name in found:
@@ -740,27 +742,27 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named_matrices(curvature: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of the matrices asked for. Raises SpectraError where there is no such matrix, or none is named."""
+    """The names of the requested matrices. Raises SpectraError if one is unknown, or there are none."""
     if not isinstance(curvature, Iterable):
         raise wrong("curvature", curvature, "the name of a matrix in spectra.MATRICES, or a sequence of names")
     names = (curvature,) if isinstance(curvature, str) else tuple(curvature)
     for name in names:
         among("curvature", name, [*MATRICES, *KERNELS])
     if not names:
-        raise SpectraError("`curvature`: is empty; name one or more of spectra.MATRICES, such as hessian")
+        raise SpectraError("`curvature`: is empty; give one or more of spectra.MATRICES, such as hessian")
     return names
 
 
 def as_asked(results: list[Result], curvature: str | Sequence[str]) -> Result | list[Result]:
-    """One result where one matrix was named, else a list in that order."""
+    """One result if `curvature` is a name, otherwise a list of results in its order."""
     if isinstance(curvature, str):
         return results[0]
     found = {result.curvature: result for result in results}
     return [found[name] for name in curvature]
 
 
-def heard(progress: Any) -> Any:
-    """The progress argument. Raises ArgumentError where it is no function, True or False."""
+def checked_progress(progress: Any) -> Any:
+    """Check and return the argument `progress`. Raises ArgumentError if it is not a function, True, False or None."""
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise wrong("progress", progress, "True, or a function (name, **numbers)")
     return progress
@@ -772,13 +774,14 @@ def as_path(path: str | Path | None) -> Path | None:
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """The value as an int, from `least` to what 64 bits hold. Raises ArgumentError."""
-    require_integer(name, value, least, LARGEST_SEED)
+    """The value as an int from `least` to 2^63 - 1. Raises ArgumentError."""
+    require_integer(name, value, least)
+    require_integer(name, value, least, LARGEST_SEED)  # names the upper bound only if it is exceeded
     return int(value)
 
 
 def positive(name: str, value: Any, or_zero: bool = False) -> float:
-    """The value as a finite float above zero, or with `or_zero` from zero on. Raises ArgumentError."""
+    """The value as a finite float above zero, or zero with `or_zero`. Raises ArgumentError."""
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < 0 or (value == 0 and not or_zero):
         raise wrong(name, value, f"a finite number {'>= 0' if or_zero else 'above 0'}")
@@ -786,7 +789,7 @@ def positive(name: str, value: Any, or_zero: bool = False) -> float:
 
 
 def among(name: str, value: Any, known: Iterable[str]) -> str:
-    """The value, which is one of the known names. Raises ArgumentError."""
+    """The value, if it is one of the known names. Raises ArgumentError."""
     if value not in known:
         raise ArgumentError(f"`{name}` {value!r}: {suggest(str(value), known)}")
     return value

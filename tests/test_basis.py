@@ -333,9 +333,12 @@ def test_a_run_settles_where_its_bases_lie(settings, asked, settled, place, monk
         on_host = [text for text in notes if "is in host memory" in text]
         assert len(on_host) == (place == "host")
         if on_host:
-            why = "as asked" if asked == "host" else "as a quarter of the device's memory holds 20 vectors of 2.34 KiB"
+            share = "since a quarter of the device's memory holds 20 vectors of 2.34 KiB"
+            why = "as requested" if asked == "host" else share
             assert on_host[0].endswith(why)
-        expected = ["memory holds 13 basis vectors of 2.34 KiB"] * (settings.command == "eig" and place == "device")
+        expected = ["memory holds only 13 basis vectors of 2.34 KiB"] * (
+            settings.command == "eig" and place == "device"
+        )
         assert [text.split(",")[0] for text in notes if "restarts" in text] == expected
     assert basis_place() == "auto"
 

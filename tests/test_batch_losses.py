@@ -237,9 +237,9 @@ def test_parts_of_output_and_target(user):
 
 def test_wrong_parts_are_refused(user, capsys):
     for loss, message in {
-        "own.py:heat": "--loss own.py:heat has no such part; it has residual, boundary",
+        "own.py:heat": "--loss own.py:heat has no such part; available: residual, boundary",
         "mse": "--loss mse has no parts",
-        "own.py:squares": "returns no mapping of parts; leave it out",
+        "own.py:squares": "does not return a mapping of parts; omit it",
     }.items():
         data = "points" if "heat" in loss else "pairs"
         line = f"eig --model own.py:net --data own.py:{data} --loss {loss} --loss-part nothing"
@@ -273,7 +273,7 @@ def test_compare_on_parts(user, capsys):
     ("source", "message"),
     [
         ("def loss(model, batch): return model(batch).detach().sum()", "does not depend on the model's parameters"),
-        ("def loss(model, batch): return 3.0", "returned a float, not a tensor of reals"),
+        ("def loss(model, batch): return 3.0", "returned a float; return a floating-point tensor"),
         ("def loss(model, batch): return model(batch)[:3]", "returned shape (3, 2) for 24 examples"),
         ("def loss(model, batch): return {}", "returned an empty mapping"),
         ("def loss(model, batch): return model(batch).no_such_thing", "fails on the data"),

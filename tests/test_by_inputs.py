@@ -340,11 +340,11 @@ def test_several_inputs_of_which_one_is_named():
     data = {"positions": X, "species": CLASSES, "field": X.flip(0)}
     found = spectra.eig(Pair(), "output", data, wrt="inputs:positions", dtype="float64", which="LA", k=5)
     assert found.values_by_example == pytest.approx(2.0 + 2 * np.tile(CLASSES[:, None], 5))
-    with pytest.raises(SpectraError, match=r"`wrt` inputs: the data have several .positions, field.; name one"):
+    with pytest.raises(SpectraError, match=r"`wrt` inputs: the data have several .positions, field.; choose one"):
         spectra.eig(Pair(), "output", data, wrt="inputs", dtype="float64")
     with pytest.raises(SpectraError, match=r"the inputs are torch.int64, which have no derivative"):
         spectra.eig(Pair(), "output", data, wrt="inputs:species", dtype="float64")
-    with pytest.raises(SpectraError, match="no such input; there is positions, field"):
+    with pytest.raises(SpectraError, match="no such input; available: positions, field"):
         spectra.eig(Pair(), "output", data, wrt="inputs:charge", dtype="float64")
 
 
@@ -391,7 +391,9 @@ class Mixing(nn.Module):
 
 
 def test_examples_that_depend_on_each_other_are_refused():
-    with pytest.raises(SpectraError, match="`model`: its output for an example depends on the others of its batch"):
+    with pytest.raises(
+        SpectraError, match="`model`: its output for an example depends on the other examples in the batch"
+    ):
         spectra.eig(Mixing(network()), "cross_entropy", (X, CLASSES), wrt="inputs", k=2)
     paired = BatchLoss(lambda model, batch: (model(batch[0]) @ model(batch[0]).T).square().mean())
     with pytest.raises(SpectraError, match="`wrt` inputs: the loss of an example depends on the inputs of others"):
@@ -518,19 +520,22 @@ def call(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ("--params x", "--params x: chooses parameters"),
-        ("--weight-decay 0.1", "--weight-decay 0.1: is a term of parameters"),
-        ("--curvature fisher-empirical", "--curvature fisher-empirical: is made of products of gradients"),
+        ("--params x", "--params x: chooses parameters, but --wrt inputs differentiates with respect to inputs"),
+        ("--weight-decay 0.1", "--weight-decay 0.1: acts on parameters, but --wrt inputs differentiates"),
+        ("--curvature fisher-empirical", "--curvature fisher-empirical: is made of gradients with respect"),
         ("--curvature ggn", "--curvature ggn: is zero"),
-        ("--method power", "--method power: is not for single examples"),
+        ("--method power", "--method power: is not available with --wrt inputs"),
         ("-k 7", "-k 7: the matrix has only 6 rows; ask for at most 6"),
-        ("--wrt input", "--wrt input: give parameters, inputs, or inputs:NAME"),
-        ("--wrt inputs:", "--wrt inputs:: give parameters, inputs, or inputs:NAME"),
+        ("--wrt input", "--wrt input: is not valid; give parameters, inputs, or inputs:NAME"),
+        ("--wrt inputs:", "--wrt inputs:: is not valid; give parameters, inputs, or inputs:NAME"),
         ("--wrt inputs:x", "--wrt inputs:x: the data have no such input"),
         ("--model file.py:tokens --data file.py:integers", "--wrt inputs: the inputs are torch.int64"),
         ("--model file.py:whole", "--loss output: the model returned one number for all examples"),
-        ("--model file.py:two", "--loss output: the model returns 2 numbers for an example; name one of them"),
-        ("--loss output?index=1", "--loss output?index=1: the model returns 1 number for an example"),
+        (
+            "--model file.py:two",
+            "--loss output: the model returns 2 numbers per example; select one",
+        ),
+        ("--loss output?index=1", "--loss output?index=1: the model returns 1 number per example"),
     ],
 )
 def test_refusals(more, told, call):
@@ -541,7 +546,9 @@ def test_refusals(more, told, call):
 
 
 def test_other_refusals(call):
-    assert call(f"trace {LINE} --method xtrace")[2].startswith("spectra: --method xtrace: is not for single examples")
+    assert call(f"trace {LINE} --method xtrace")[2].startswith(
+        "spectra: --method xtrace: is not available with --wrt inputs"
+    )
     assert call(f"eig {LINE} -k 2 --out a")[0] == 0
     told = "spectra: --deflate a/eig.json: eigenvectors of an earlier result are not used with --wrt inputs"
     assert call(f"trace {LINE} --deflate a/eig.json")[2].startswith(told)
@@ -625,7 +632,7 @@ def test_a_run_that_is_cut_off_goes_on(command, call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Curvature, "__matmul__", limited)
         assert call(f"{command} {LINE} --out cut")[0] == 130
-    assert "goes on after" in call(f"{command} {LINE} --out cut")[2]
+    assert "resumes after" in call(f"{command} {LINE} --out cut")[2]
     one, two = (json.loads(Path(out, f"{name}.json").read_text())["results"][0] for out in ("whole", "cut"))
     for clock in ("seconds", "setup_seconds", "figure"):
         one.pop(clock, None), two.pop(clock, None)
@@ -645,11 +652,11 @@ def test_max_products(call):
 def test_examples_of_several_shapes_are_refused():
     batches = [spectra.Batch(X[:4, :n], None, torch.arange(4)) for n in (4, 5)]
     problem = replace(spectra.Problem(network(), OutputLoss(index=0), batches))
-    with pytest.raises(SpectraError, match=r"`wrt` inputs: examples have the shapes \(4,\) and \(5,\)"):
+    with pytest.raises(SpectraError, match=r"`wrt` inputs: examples differ in shape \(\(4,\) and \(5,\)\)"):
         by_inputs(problem)
 
 
 @pytest.mark.parametrize("wrt", [["inputs"], 3, "input"], ids=repr)
 def test_what_is_no_way_to_differentiate_is_refused(wrt):
-    with pytest.raises(spectra.SpectraError, match=r"`wrt` .*: give parameters, inputs"):
+    with pytest.raises(spectra.SpectraError, match=r"`wrt` .*: is not valid; give parameters, inputs"):
         spectra.eig(torch.nn.Linear(4, 1), "mse", (torch.ones(5, 4), torch.ones(5, 1)), wrt=wrt)

@@ -401,9 +401,9 @@ def test_a_problem_in_place_of_the_model():
     record = json.loads(Path("a/eig.json").read_text())
     assert record["problem"]["parameters"] == 43
     assert record["problem"]["model"] == "Sequential"
-    with pytest.raises(TypeError, match=r"eig\(\) takes no weight_decay beside a Problem"):
+    with pytest.raises(TypeError, match=r"eig\(\) takes no weight_decay with a Problem"):
         spectra.eig(problem, weight_decay=1.0)
-    with pytest.raises(TypeError, match=r"eig\(\) takes no data beside a Problem"):
+    with pytest.raises(TypeError, match=r"eig\(\) takes no data with a Problem"):
         spectra.eig(problem, data=(x, y))
 
 
@@ -441,7 +441,7 @@ def test_a_call_that_was_cut_off_goes_on(command, problem, monkeypatch):
     call, stop = getattr(spectra, command), Stop(9)
     whole = call(*given, out="whole", **settings)
     made, calls = calls, 0
-    with pytest.raises(KeyboardInterrupt, match="holds what is done"):
+    with pytest.raises(KeyboardInterrupt, match="holds the work so far"):
         call(*given, out="cut", progress=stop, **settings)
     assert ("loading", {"stage": "the loss over the data"}) in stop.told
     assert [path.name for path in Path("cut").iterdir()] == [f"{command}.state"]
@@ -476,7 +476,7 @@ def test_a_command_goes_on_where_a_call_was_cut_off(capfd):
         run(["eig", "-k", "3", "--model", "nets.py:mlp", "--data", "points.npz", "--dtype", "float64", "--out", "a"])
         == 0
     )
-    assert "goes on after" in capfd.readouterr().err
+    assert "resumes after" in capfd.readouterr().err
 
 
 # What cannot be
@@ -490,8 +490,8 @@ REFUSED = {
     "an argument that there is not": (bad(kk=3), TypeError, r"eig\(\) got an unexpected keyword argument 'kk'"),
     "a slip": (bad(weight_deacy=3), TypeError, "did you mean weight_decay"),
     "a slip of its own": (bad(tolerence=1e-3), TypeError, "did you mean tolerance"),
-    "no loss": (lambda: spectra.eig(mlp()), TypeError, r"eig\(\) lacks loss"),
-    "no data": (lambda: spectra.trace(mlp(), nn.MSELoss()), TypeError, r"trace\(\) lacks data"),
+    "no loss": (lambda: spectra.eig(mlp()), TypeError, r"eig\(\) is missing the argument loss"),
+    "no data": (lambda: spectra.trace(mlp(), nn.MSELoss()), TypeError, r"trace\(\) is missing the argument data"),
     "k": (bad(k=0), SpectraError, "^`k` 0: give an integer"),
     "k, real": (bad(k=2.5), SpectraError, r"^`k` 2\.5: give an integer"),
     "which": (bad(which="SM"), SpectraError, "^`which` 'SM': there is BE, LA, LM, SA"),
@@ -519,10 +519,14 @@ REFUSED = {
     "classes last": (
         lambda: spectra.eig(nn.Linear(4, 3), nn.CrossEntropyLoss(), (torch.ones(6, 5, 4), torch.zeros(6, 5).long())),
         SpectraError,
-        r"the classes come last: give cross_entropy\?class_dim=-1",
+        r"the last dimension holds the classes: give `loss` cross_entropy\?class_dim=-1",
     ),
     "a class": (lambda: spectra.eig(nn.Linear, nn.MSELoss(), points()), SpectraError, r"call it first: Linear\(...\)"),
-    "no model": (lambda: spectra.eig(3, nn.MSELoss(), points()), SpectraError, "^`model`: int is not a model; give a"),
+    "no model": (
+        lambda: spectra.eig(3, nn.MSELoss(), points()),
+        SpectraError,
+        "^`model`: expected a module, a name or",
+    ),
     "curvature None": (bad(curvature=None), SpectraError, "^`curvature` None: give the name of a matrix"),
     "probes": (lambda: spectra.trace(mlp(), nn.CrossEntropyLoss(), points(), probes=1), SpectraError, "^`probes` 1"),
     "steps": (lambda: spectra.density(mlp(), nn.CrossEntropyLoss(), points(), steps=1), SpectraError, "^`steps` 1"),

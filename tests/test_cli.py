@@ -956,7 +956,7 @@ def test_interrupt(command, tmp_path, folder):
     finally:
         running.kill()
     state = out / f"{command.split()[0]}.state"
-    kept = f"{state} holds what is done, and the same command goes on from there"
+    kept = f"{state} holds the work so far; run the same command again to resume"
     assert (running.returncode, out_text, err_text) == (130, "", f"spectra: interrupted; {kept}\n")
     assert list(out.iterdir()) == [state]
 

@@ -162,7 +162,7 @@ FILES = {
     "newer.json": ('{"schema": 2, "command": "eig", "problem": {}, "results": []}', "upgrade spectra"),
     "inspect.json": ('{"schema": 1, "command": "inspect", "problem": {}, "results": []}', "density, eig, trace"),
     "none.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": []}', "names no curvature"),
-    "nameless.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": [3]}', "names no curvature"),
+    "nameless.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": [3]}', "an entry has no curvature"),
     "absent.json": (None, "No such file"),
 }
 
@@ -180,13 +180,13 @@ def test_a_file_that_is_no_result_gets_one_line(name, place, capsys):
 @pytest.mark.parametrize(
     ("command", "changes", "reason"),
     [
-        ("density", {"nodes": None}, "ggn is without nodes"),
-        ("density", {"nodes": [[1.0, 2.0], [1.0]]}, "ggn is without nodes"),
+        ("density", {"nodes": None}, "nodes of ggn must be rows of numbers"),
+        ("density", {"nodes": [[1.0, 2.0], [1.0]]}, "nodes of ggn must be rows of numbers of equal length"),
         ("density", {"nodes": [[1.0]]}, "ggn is without weights"),
         ("density", {"nodes": [[1.0, None, 1, 1]]}, "nodes of ggn: a number is not finite"),
         ("density", {"weights": np.negative(WEIGHTS).tolist()}, "ggn is without weights"),
         ("density", {"weights": (2 * np.array(WEIGHTS)).tolist()}, "ggn is without weights"),
-        ("density", {"dimension": "many"}, "ggn is without dimension"),
+        ("density", {"dimension": "many"}, "dimension of ggn must be a whole number"),
         ("density", {"dimension": 0}, "ggn is without deflated"),
         ("density", {"deflated": 5}, "ggn is without deflated"),
         ("density", {"deflated": 4}, "ggn is without deflated"),
@@ -194,7 +194,7 @@ def test_a_file_that_is_no_result_gets_one_line(name, place, capsys):
         ("eig", {"eigenvalues": [1.0, None, 2.0]}, "eigenvalues of ggn: a number is not finite"),
         ("eig", {"residuals": [1.0]}, "ggn is without residuals"),
         ("trace", {"trace": None}, "trace of ggn: a number is not finite"),
-        ("trace", {"trace": [1.0]}, "ggn is without trace"),
+        ("trace", {"trace": [1.0]}, "trace of ggn must be a number"),
         ("trace", {"standard_error": float("inf")}, "standard_error of ggn: a number is not finite"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_matrix_that_is_not_finite_spoils_a_figure_only_where_it_is_drawn(plac
         ("one --out a.png --width nan", "'--width'"),
         ("one one/eig.json --out a.png", "RESULT one/eig.json: is named twice"),
         ("one other --out a.png", "RESULT other/trace.json: a result of trace, but one/eig.json one of eig"),
-        ("dir.png --out a.png", "RESULT dir.png: the directory holds none of density.json, eig.json, trace.json"),
+        ("dir.png --out a.png", "RESULT dir.png: the directory has none of density.json, eig.json, trace.json"),
         ("one --out a.png --curvature gnn", "--curvature gnn: no RESULT has it; did you mean ggn?"),
         ("one two --out a.png --curvature hessian", "RESULT two/eig.json: has only ggn"),
         ("one two --out a.png --label a", "--label a: 1 for 2; give one for each RESULT"),
@@ -296,9 +296,13 @@ def test_a_comparison_is_drawn_as_it_stands(place, capsys):
         ({}, "run --curvature ggn", "--curvature: it has no effect on the figure of compare"),
         ({"eigenvalues": [None, 1.0]}, "run", "RESULT run/compare.json: holds no finite numbers to draw"),
         ({"residuals": [0.1]}, "run", "RESULT run/compare.json: is not a result of spectra compare (ValueError"),
-        ({"nodes": [1.0]}, "run", "RESULT run/compare.json: hessian is without nodes that can be used (not rows of"),
+        (
+            {"nodes": [1.0]},
+            "run",
+            "RESULT run/compare.json: nodes of hessian must be rows of numbers",
+        ),
         ({"weights": [[1.0]]}, "run", "nodes and weights differ in number"),
-        ({"eigenvalues": {}}, "run", "RESULT run/compare.json: hessian is without eigenvalues that can be used (not"),
+        ({"eigenvalues": {}}, "run", "RESULT run/compare.json: eigenvalues of hessian must be numbers; run"),
     ],
 )
 def test_what_is_wrong_with_a_comparison_gets_one_line(changes, arguments, line, place, capsys):

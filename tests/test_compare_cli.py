@@ -277,7 +277,7 @@ def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
     assert run([*line, "--out", "whole"]) == 0
     last, calls = int(part * calls), 0
     assert run([*line, "--out", "cut"]) == 130
-    assert "compare.state holds what is done" in capfd.readouterr().err
+    assert "compare.state holds the work so far" in capfd.readouterr().err
     last, done, calls = math.inf, calls, 0
     assert run([*line, "--out", "cut"]) == 0
     found, whole = (plain(json.loads(Path(name, "compare.json").read_text())) for name in ("cut", "whole"))

@@ -667,7 +667,7 @@ def test_named_tuples_keep_their_names_for_a_loss_of_a_batch(name):
 
 def test_fields_that_a_batch_does_not_have_are_told():
     loss = BatchLoss(lambda model, batch: model(batch.x), "dotted")
-    with pytest.raises(SpectraError, match=r"has no attribute .x.*its batch is a dict, of x, y"):
+    with pytest.raises(SpectraError, match=r"has no attribute .x.*its batch is a dict with keys x, y"):
         load_problem(model=nn.Linear(3, 2).double(), data=[dict(zip("xy", points(), strict=True))], loss=loss)
 
 
@@ -675,7 +675,7 @@ def test_a_loss_of_a_batch_by_another_name_is_told_how():
     def own(net, batch):
         return net(batch[0]).square().mean()
 
-    with pytest.raises(SpectraError, match=r"for \(model, batch\), call its first parameter model"):
+    with pytest.raises(SpectraError, match=r"to get \(model, batch\), call its first parameter model"):
         load_problem(model=nn.Linear(3, 2).double(), data=points(), loss=own)
 
 

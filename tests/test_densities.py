@@ -280,7 +280,11 @@ def test_a_loss_with_a_method_that_draws():
 @pytest.mark.parametrize(
     ("density", "name", "words"),
     [
-        (lambda o: ds.StudentT(3.0, o[:, 0]), "fisher", "StudentT has no closed form here .*; ask for fisher-mc"),
+        (
+            lambda o: ds.StudentT(3.0, o[:, 0]),
+            "fisher",
+            "no closed form for the Fisher information of StudentT .*; use fisher-mc",
+        ),
         (lambda o: ds.StudentT(3.0, o[:, 0]), "fisher-mc", "StudentT has no inverse .* a method draw"),
         (
             lambda o: ds.NegativeBinomial(o[:, 0].exp(), logits=o[:, 1]),
@@ -288,8 +292,8 @@ def test_a_loss_with_a_method_that_draws():
             "NegativeBinomial whose total_count depends on the output",
         ),
         (lambda o: ds.Normal(o.mean(), 1.0), "fisher-mc", r"batch_shape \(\) for 8 examples"),
-        (lambda o: o.sum(), "hessian", "of the output alone, and returned a Tensor; return a torch.distributions"),
-        (lambda o, t: ds.Normal(o[:, 0], 1.0), "hessian", "returned a distribution; let it take the output alone"),
+        (lambda o: o.sum(), "hessian", "takes the output alone, and returned a Tensor; return a torch.distributions"),
+        (lambda o, t: ds.Normal(o[:, 0], 1.0), "hessian", "returned a distribution; take the output alone"),
         (lambda o: ds.Poisson(o[:, 0].exp()), "hessian", "the targets do not fit its Poisson"),
     ],
 )

@@ -111,7 +111,7 @@ def test_ranks_take_cards_of_their_own(cards, mac, monkeypatch):
     cards(4, current=3)
     monkeypatch.setattr(ranks, "world", lambda: 4)
     assert device_of(request("cuda")) == device_of(request("auto")) == torch.device("cuda", 3)
-    for name, way_out in (("cuda:1", "take `device` cuda,"), ("mps", "take `device` cpu")):
+    for name, way_out in (("cuda:1", "give `device` cuda,"), ("mps", "give `device` cpu")):
         with pytest.raises(SpectraError, match=rf"`device` {name}: .* torchrun's ranks; {way_out}"):
             device_of(request(name))
         assert (

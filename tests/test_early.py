@@ -159,7 +159,7 @@ def test_what_is_refused_deletes_no_unfinished_run(call, monkeypatch):
     Path("elsewhere.npz").rename("others.npz")
     status, _, err = call(line)
     assert status == 0
-    assert "goes on after" in err
+    assert "resumes after" in err
 
 
 def test_compare_takes_the_matrices_that_there_are(call):

@@ -335,7 +335,7 @@ def test_a_model_that_mixes_graphs_is_refused():
         def forward(self, x, edge_index, batch):
             return super().forward(x - x.mean(0), edge_index, batch)
 
-    with pytest.raises(SpectraError, match=r"its output for an example depends on the others"):
+    with pytest.raises(SpectraError, match=r"its output for an example depends on the other examples"):
         spectra.eig(built(Mixing), CLASSES, DataLoader(GRAPHS, batch_size=4), k=1)
 
 

@@ -19,7 +19,7 @@ FOR_THE_COMMAND_LINE = ("cli", "commands.py", "page", "tables")  # what is made 
 ALLOWED = {  # whole strings: arguments of programs, command lines, and what stands in results since their first version
     "sweeps/cost.py": ["--json", "--curvature"],
     "sweeps/slurm.py": ["--noheader", "--array", "--format=%i %T", "--user="],
-    "sweeps/eigenspaces.py": [": where eigenvectors were not saved (spectra eig --save-vectors) there are no overlaps"],
+    "sweeps/eigenspaces.py": [": without saved eigenvectors (spectra eig --save-vectors) there are no overlaps"],
     "cluster/distributed.py": ["torchrun --nproc-per-node "],
     "run/loading.py": ["torchrun --nproc-per-node "],
     "inputs/transformers_model.py": [
@@ -96,7 +96,10 @@ def test_names_of_others_are_not_taken_for_arguments():
         (["--checkpoint", "`data`"], "--checkpoint 'data': no such file"),
         (["--checkpoint-key", "`data`"], "--checkpoint-key 'data': there is no --checkpoint"),
         (["--data", "`data`"], "--data 'data': it names no data"),
-        (["--out", "a/`model`"], "--out a/`model`: eig.json there is a directory; move it away, or name another --out"),
+        (
+            ["--out", "a/`model`"],
+            "--out a/`model`: eig.json in it is a directory; move that away, or choose another --out",
+        ),
     ],
 )
 def test_command_line_shows_what_came_as_it_came(line, shown, capfd, monkeypatch, tmp_path):

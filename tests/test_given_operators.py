@@ -254,7 +254,7 @@ def test_a_matrix_takes_the_place_of_a_network_in_calls(tmp_path):
     assert "ndarray given in Python (40 x 40, dense, float64)" in repr(spectra.load_result(tmp_path).problem)
     assert spectra.trace(A, deflate=tmp_path / "eig.json").projected_out == 2
     for more in ({"data": "digits"}, {"weight_decay": 0.1}, {"curvature": "ggn"}, {"precision": "bf16"}):
-        with pytest.raises(TypeError, match=f"eig\\(\\) takes no {next(iter(more))} beside a matrix; leave it out"):
+        with pytest.raises(TypeError, match=f"eig\\(\\) takes no {next(iter(more))} with a matrix; omit it"):
             spectra.eig(A, **more)
     with pytest.raises(spectra.SpectraError, match="`method` gram: needs a factor of the matrix"):
         spectra.eig(A, method="gram")

@@ -578,7 +578,7 @@ def test_a_model_that_writes_to_some_batches_alone_is_named():
         return x.mul_(2) if len(x) == 6 else x
 
     kind = Kind("sometimes", lambda: Shifted(prepare))
-    with pytest.raises(SpectraError, match=r"^`model`: writes to its inputs in place, for some batches only"):
+    with pytest.raises(SpectraError, match=r"^`model`: its forward wrote to its inputs in place, for some batches"):
         mean_loss(kind.problem("cpu"))
 
 
@@ -684,5 +684,7 @@ def test_a_model_that_computes_in_float32_inside_is_told_of():
     assert 1e-9 < noise < 1e-6
     found = Measurement("hessian", None, 3, 0.0, 0.0, noise, "", 0, 0, False)
     (line,) = imprecise([found], torch.float64, "a part of the model")
-    assert re.fullmatch(r"hessian: products are off by \de-0\d of their size, as a part of the model .* float64", line)
+    assert re.fullmatch(
+        r"hessian: products have a relative error of \de-0\d, since a part of the model .* float64", line
+    )
     assert imprecise([found], torch.float32, "a part of the model") == []

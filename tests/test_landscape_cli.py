@@ -164,8 +164,8 @@ def test_an_earlier_eig_spares_its_products(record, call):
         ("-k 3", "--tol 1e-12", "holds 0 eigenvectors within --tol, not 1"),
         ("-k 3 --which LA", "", "holds eigenvectors of --which LA"),
         ("-k 3", "--along lowest", "holds eigenvectors of --which LM"),
-        ("-k 3", "--curvature ggn", "holds no eigenvectors of it"),
-        ("-k 3 --seed 1", "", "holds no converged eigenpairs of this matrix"),
+        ("-k 3", "--curvature ggn", "has no eigenvectors of this matrix"),
+        ("-k 3 --seed 1", "", "has no converged eigenpairs of this matrix"),
     ],
 )
 def test_where_an_earlier_eig_does_not_serve(eig, options, told, call):
@@ -402,7 +402,7 @@ def test_it_goes_on_where_it_was_cut_off(part, monkeypatch, capfd):
     whole_calls, last = calls, int(part * calls)
     calls = 0
     assert run([*line, "--out", "cut"]) == 130
-    assert "landscape.state holds what is done" in capfd.readouterr().err
+    assert "landscape.state holds the work so far" in capfd.readouterr().err
     last, done, calls = math.inf, calls, 0
     assert run([*line, "--out", "cut"]) == 0
     found, whole = (plain(json.loads(Path(name, "landscape.json").read_text())) for name in ("cut", "whole"))

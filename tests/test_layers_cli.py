@@ -385,11 +385,11 @@ def test_it_goes_on_where_it_was_cut_off(by, part, monkeypatch, capfd):
     every = calls
     last, calls = int(part * every), 0
     assert run([*line, "--out", "cut"]) == 130
-    assert "layers.state holds what is done" in capfd.readouterr().err
+    assert "layers.state holds the work so far" in capfd.readouterr().err
     assert [path.name for path in Path("cut").iterdir()] == ["layers.state"]
     last, calls = math.inf, 0
     assert run([*line, "--out", "cut"]) == 0
-    assert "goes on after" in capfd.readouterr().err
+    assert "resumes after" in capfd.readouterr().err
     found, whole = (plain(json.loads(Path(name, "layers.json").read_text())) for name in ("cut", "whole"))
     assert found == whole
     assert not Path("cut/layers.state").exists()

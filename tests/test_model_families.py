@@ -132,7 +132,7 @@ def spectrum(name: str, curvature: str = "hessian", size: int | None = None) -> 
 
 
 REFUSED = [
-    ("distilled", "distilled.py:single", "", "has to be of the model's dtype and device"),
+    ("distilled", "distilled.py:single", "", "convert its own tensors and networks to the model's dtype and device"),
     ("diffusion", "diffusion.py:drawing", "", "its value changes from call to call"),
     ("diffusion", "diffusion.py:loss", "--curvature fisher", "hides the model's output"),
     ("supcon of outputs", "contrast.py:loss", "--curvature gradient-covariance", "compares the examples of a batch"),

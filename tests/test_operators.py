@@ -289,7 +289,7 @@ def refusals(matrix):
         "objects.py:nothing": "objects.py has no nothing",
         "objects.py": "what to take from it is missing",
         "objects.py:wants_size": "it takes a vector, and does not say of which size",
-        "objects.py:fails": "a product failed with ValueError: no such vector",
+        "objects.py:fails": "a product failed (ValueError: no such vector)",
         "objects.py:OBJECTS.x": "objects.py has no OBJECTS",
     }
 
@@ -426,7 +426,7 @@ def test_a_run_that_is_cut_off_goes_on(spec, folder, capfd, monkeypatch):
     assert run([*line, "cut"]) == 0
     out, error = capfd.readouterr()
     again = json.loads(out)["results"][0]
-    assert "goes on after" in error
+    assert "resumes after" in error
     for key in ("eigenvalues", "residuals", "products"):
         assert again[key] == whole[key]
     assert not Path("cut/eig.state").exists()

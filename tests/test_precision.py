@@ -543,7 +543,7 @@ def test_eig_tells_of_noise_and_of_products_in_ieee(folder, capfd):
 def test_methods_without_polishing_say_that_they_are_in_ieee(folder, capfd):
     found = printed(f"eig {PROBLEM} -k 1 --method dense --precision bf16 --json", capfd)
     assert "precision" not in found["results"][0]
-    assert "hessian: products are in ieee, not in bf16: method dense takes no others" in found["problem"]["notes"]
+    assert "hessian: products are in ieee, not in bf16: method dense needs ieee" in found["problem"]["notes"]
 
 
 def test_traces_densities_and_layers_in_bfloat16_are_right(folder, capfd):

@@ -462,7 +462,7 @@ REFUSED = {  # what is typed, and how the line of the error goes on
         "--precondition nets.py:vector?scale=-1: its P for all parameters is zero"
     ),
     "--precondition nets.py:P --params 0.*": "--precondition nets.py:P: its P has 31 entries, but there are 16",
-    "--precondition nets.py:P --wrt inputs": "--precondition: an optimizer moves parameters, not inputs",
+    "--precondition nets.py:P --wrt inputs": "--precondition: an optimizer updates parameters, not inputs",
     "--precondition nets.py:P --curvature ntk": "--curvature ntk: is a matrix over examples",
     "--precondition nets.py:P --curvature ggn --method gram": "--method gram: needs a factor of the matrix",
     "--precondition last.pt --weight-decay 0.1": (
@@ -566,7 +566,7 @@ def test_eigenvectors_of_the_same_preconditioned_matrix_are_used(found, call):
     again = found(f"trace {MEETS} --out o")["results"][0]
     assert again["projected_out"] == 3
     plain = call(f"trace {LINE} --checkpoint last.pt --out o --rtol 0.2")
-    assert "its matrices are preconditioned by optimizer, unlike those asked for" in plain[2]
+    assert "its matrices are preconditioned by optimizer, unlike those of this run" in plain[2]
     assert call(f"landscape {LINE} --checkpoint last.pt --eigenvectors o")[0] == 2
     told = found("trace --config o/eig.json --model nets.py:build --out p")
     assert told["problem"]["precondition"] == eig["problem"]["precondition"]

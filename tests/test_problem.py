@@ -288,7 +288,11 @@ def centred() -> nn.Module:
 @pytest.mark.parametrize("memory", [None, 0])
 @pytest.mark.parametrize("name", MATRICES)
 def test_outputs_that_depend_on_the_rest_of_the_batch(name, memory):
-    with refused("`model`: its output for an example depends on the others of its batch (by", "split", "GroupNorm"):
+    with refused(
+        "`model`: its output for an example depends on the other examples in the batch (relative change",
+        "split",
+        "GroupNorm",
+    ):
         multiply(of(centred()), name, memory)
 
 
@@ -379,9 +383,13 @@ def test_shapes_that_do_not_fit(loss, targets, argument):
     ("loss", "targets", "words"),
     [
         (CrossEntropy(torch.ones(4)), Y, ("`loss` cross_entropy", "weight has 4 numbers for 3 classes")),
-        (CrossEntropy(ignore_index=0), SOFT, ("`loss` cross_entropy", "ignore_index is 0", "leave it out")),
-        (CrossEntropy(), torch.full((7,), -100), ("`data`", "no target counts", "ignore_index")),
-        (CrossEntropy(torch.tensor([0.0, 0.0, 1.0])), Y.clamp(max=1), ("`data`", "no target counts", "weight")),
+        (CrossEntropy(ignore_index=0), SOFT, ("`loss` cross_entropy", "ignore_index is 0", "omit it")),
+        (CrossEntropy(), torch.full((7,), -100), ("`data`", "all are ignored or have weight 0", "ignore_index")),
+        (
+            CrossEntropy(torch.tensor([0.0, 0.0, 1.0])),
+            Y.clamp(max=1),
+            ("`data`", "all are ignored or have weight 0", "weight"),
+        ),
         (BinaryCrossEntropy(), floats(7, 3), ("`data`", "must be in [0, 1], and some are not")),
         (CustomLoss(lambda output, targets: 1.0), Y, ("`loss` custom", "returned a float")),
         (CustomLoss(lambda output, targets: output[:3]), Y, ("`loss` custom", "(3, 3) for 7 examples", "one value")),
@@ -396,7 +404,7 @@ def test_losses_and_targets_that_do_not_fit(loss, targets, words, name):
 @pytest.mark.parametrize("shape", [(7, 3), (7, 3, 2)])
 def test_labels_that_are_real_numbers(shape):
     output = floats(*shape)
-    with refused("`loss` cross_entropy", str(shape), "labels are real numbers; store them as integers"):
+    with refused("`loss` cross_entropy", str(shape), "labels are floating-point; store them as integers"):
         CrossEntropy().rows(output, torch.ones(7, *shape[2:]))
     with refused("`loss` cross_entropy", str(shape), "(7, 5)", "choose the loss that fits them"):
         CrossEntropy().rows(output, torch.ones(7, 5))
@@ -404,9 +412,9 @@ def test_labels_that_are_real_numbers(shape):
 
 @pytest.mark.parametrize("loss", [MeanSquaredError(), BinaryCrossEntropy()])
 def test_a_dimension_too_few_or_too_many(loss):
-    with refused(f"`loss` {loss.name}", "(7, 1), the targets (7,)", "; give", "y[..., None]", "output.squeeze(-1)"):
+    with refused(f"`loss` {loss.name}", "(7, 1), the targets (7,)", "; add", "y[..., None]", "output.squeeze(-1)"):
         loss.rows(torch.ones(7, 1), torch.ones(7))
-    with refused(f"`loss` {loss.name}", "(7,), the targets (7, 1)", "; take", "y[..., 0]", "output.unsqueeze(-1)"):
+    with refused(f"`loss` {loss.name}", "(7,), the targets (7, 1)", "; drop", "y[..., 0]", "output.unsqueeze(-1)"):
         loss.rows(torch.ones(7), torch.ones(7, 1))
 
 
@@ -415,7 +423,9 @@ FOREIGN = [(nn.MSELoss(), "MSELoss"), (F.mse_loss, "mse_loss"), (MeanSquaredErro
 
 @pytest.mark.parametrize(("loss", "name"), FOREIGN)
 def test_losses_of_pytorch_and_classes_of_losses(loss, name):
-    with refused(f"`loss`: {name} is not", "; use spectra.MeanSquaredError()", "CustomLoss(function)"):
+    with refused(
+        f"`loss`: expected a loss of spectra, got {name}", "; use spectra.MeanSquaredError()", "CustomLoss(function)"
+    ):
         of(mlp(), loss=loss)
 
 
@@ -442,7 +452,7 @@ def test_vectors_of_another_length(shape):
 
 
 def test_no_examples():
-    with refused("`batches`", "there are none", "one spectra.Batch or more"):
+    with refused("`batches`", "is empty", "one spectra.Batch or more"):
         multiply(Problem(mlp(), CrossEntropy(), []))
 
 
@@ -477,7 +487,7 @@ def test_images_of_bytes(model):
 
 
 def test_an_index_out_of_range_of_an_embedding():
-    with refused("`model`: fails on the data", "IndexError", "an index is beyond an embedding: a token id"):
+    with refused("`model`: fails on the data", "IndexError", "an index exceeds an embedding: check the token ids"):
         multiply(of(nn.Embedding(2, 3), inputs=torch.arange(7)))
 
 
@@ -589,7 +599,10 @@ def test_patterns_of_parameters():
     ("model", "words"),
     [
         (nn.Sequential(nn.Tanh()), ("`model`", "has no parameters")),
-        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).double()), ("`model`", "differ in kind", "float32", "float64")),
+        (
+            nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).double()),
+            ("`model`", "differ in dtype", "float32", "float64"),
+        ),
         (nn.Linear(3, 3, dtype=torch.complex64), ("`model`", "complex64", "not real")),
     ],
 )

@@ -429,7 +429,7 @@ def test_ranks_that_were_killed_go_on_together(tmp_path, monkeypatch):
     state = sorted(path.name for path in (tmp_path / "cut").rglob("*"))
     assert state == ["eig.json", "eig.npz"]  # and nothing of what was unfinished
     assert told[1].returncode != 0
-    assert "goes on after" in told[2].stderr
+    assert "resumes after" in told[2].stderr
     whole, again = (json.loads(ended.stdout)["results"][0] for ended in (told[0], told[2]))
     for what in ("eigenvalues", "residuals", "products"):
         assert again[what] == whole[what]

@@ -122,9 +122,8 @@ def test_a_key_that_is_missing_is_named(tmp_path):
 )
 def test_a_wrong_type_is_refused_in_one_line(key, value, tmp_path):
     edited(tmp_path, lambda tree: tree["results"][0].update({key: value}))
-    with pytest.raises(
-        spectra.SpectraError, match=r"^result .*eig.json: hessian is without .* that can be used"
-    ) as told:
+    message = r"^result .*eig.json: .* of hessian must be .*; run spectra eig again"
+    with pytest.raises(spectra.SpectraError, match=message) as told:
         spectra.load_result(tmp_path)
     assert "\n" not in str(told.value)
 

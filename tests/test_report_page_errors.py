@@ -114,7 +114,7 @@ def test_a_file_that_is_no_result_gets_one_line(name, capsys, folder):
         ("eig.json eig.json --out a.html", "RESULT eig.json: is named twice; name it once"),
         ("run run/trace.json --out a.html", "RESULT run/trace.json: is named twice; name it once"),
         ("run run/../run --out a.html", "is named twice; name it once"),
-        ("empty --out a.html", "RESULT empty: the directory holds none of inspect.json, eig.json, trace.json"),
+        ("empty --out a.html", "RESULT empty: the directory has none of inspect.json, eig.json, trace.json"),
         ("nothing --out a.html", "RESULT nothing: cannot be read (No such file or directory)"),
     ],
 )
@@ -226,6 +226,9 @@ def test_a_command_line_repeats_the_options(line):
 def test_defaults_are_not_repeated():
     options = asked(shlex.split("eig --data digits --model a.py:b --seed 0 -k 10 --curvature hessian"))
     assert command_line(recorded("eig", options)) == shlex.split("spectra eig --model a.py:b --data digits")
+    for flag in ([], ["--no-noise"]):
+        line = ["step", *flag, *shlex.split("--model a.py:b --data digits")]
+        assert command_line(recorded("step", asked(line))) == ["spectra", *line]
 
 
 @pytest.mark.parametrize(

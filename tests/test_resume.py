@@ -161,7 +161,7 @@ def test_the_products_of_another_vector_are_made_anew(tmp_path):
 def test_another_matrix_is_refused(tmp_path):
     measured("eigenpairs", tmp_path / "a")
     changed = CheckpointedOperator(MATRIX * 1.01, Journal(tmp_path / "a", SETTINGS))
-    with pytest.raises(SpectraError, match="the matrix is not that of the unfinished run"):
+    with pytest.raises(SpectraError, match="a matrix-vector product differs from that of the unfinished run"):
         METHODS["eigenpairs"](changed, generator=seeded(1))
     changed.journal.close()
 
@@ -258,14 +258,14 @@ def test_a_command_goes_on(command, folder, monkeypatch, capfd):
         shown, told = capfd.readouterr()
         assert shown == ""
         assert told == (
-            f"spectra: interrupted; {out}/{command}.state holds what is done, and the same command goes on from there\n"
+            f"spectra: interrupted; {out}/{command}.state holds the work so far; run the same command again to resume\n"
         )
         assert [path.name for path in out.iterdir()] == [f"{command}.state"]
         with monkeypatch.context() as patch:
             begun = len(list((out / f"{command}.state").glob("*.sample")))
             cut_at(patch, calls - cut + begun)  # one of each matrix is made again
             assert run(arguments(command, out)) == 0
-        assert "goes on after" in capfd.readouterr().err
+        assert "resumes after" in capfd.readouterr().err
         assert numbers(out / f"{command}.json") == numbers(f"whole/{command}.json")
         assert not (out / f"{command}.state").exists()
 
@@ -280,7 +280,7 @@ def test_a_command_goes_on_wherever_its_basis_is_asked_to_lie(folder, monkeypatc
     assert kept["settled"]["basis"] == "device"
     assert "basis" not in kept["problem"]
     assert run(arguments("eig", "cut", more="--basis host")) == 0
-    assert "goes on after" in capfd.readouterr().err
+    assert "resumes after" in capfd.readouterr().err
     assert numbers("cut/eig.json") == numbers("whole/eig.json")
 
 
@@ -450,7 +450,7 @@ def test_a_state_is_removed_before_its_lock_is_let_go(folder, monkeypatch):
                 try:
                     other.begin(problem, settled)
                 except SpectraError as error:
-                    met.append("told" if "another run is at work there" in str(error) else str(error))
+                    met.append("told" if "another run is using it" in str(error) else str(error))
                 else:
                     met.append("begun")
                     come.others.append(other)
@@ -467,7 +467,7 @@ def test_a_state_is_removed_before_its_lock_is_let_go(folder, monkeypatch):
         first.remove()
     assert met == ["told", "told", "begun"]  # as manifest, answer and lock went
     again = State(home, 60, print)
-    with pytest.raises(SpectraError, match="another run is at work there"):
+    with pytest.raises(SpectraError, match="another run is using it"):
         again.begin(problem, settled)
     assert (home / "manifest.json").exists()
     come.others[0].remove()
@@ -483,7 +483,7 @@ def test_concurrent_runs_end_whole_or_are_told(folder):
         "    state = State(Path('out/eig.state'), 60, print)\n"
         "    try:\n        state.begin({}, {'memory_share': 1})\n"
         "    except SpectraError as error:\n"
-        "        assert 'another run is at work there' in str(error), error\n        told += 1\n        continue\n"
+        "        assert 'another run is using it' in str(error), error\n        told += 1\n        continue\n"
         "    state.journal('hessian').finish({'answer': 1})\n    state.remove()\n"
     )
     Path("out").mkdir()
@@ -498,7 +498,7 @@ def test_two_at_once_are_refused(folder):
     Path("out").mkdir()
     busy = State(Path("out/eig.state"), 60, print)
     busy.begin({}, {"memory_share": 1})
-    with pytest.raises(SpectraError, match="another run is at work there"):
+    with pytest.raises(SpectraError, match="another run is using it"):
         State(Path("out/eig.state"), 60, print).begin({}, {"memory_share": 1})
     busy.close()
     again = State(Path("out/eig.state"), 60, print)
@@ -541,7 +541,7 @@ def test_a_full_disk_ends_the_saving_and_not_the_run(folder, small_disk, capfd):
     capfd.readouterr()
     status = run(arguments("density", small_disk))
     told = capfd.readouterr().err.splitlines()
-    assert told[0].startswith(f"spectra: {small_disk}/density.state: cannot be written (the disk is full), so no more")
+    assert told[0].startswith(f"spectra: {small_disk}/density.state: cannot be written (the disk is full), so this run")
     assert status == 2  # there is no room for the figure either
     assert "the disk is full" in told[1]
     assert len(told) == 2

@@ -148,7 +148,7 @@ def test_missing_slurm_is_one_line(home, sweep, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     status, out, err = sweep("run")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "no sbatch and srun" in err
+    assert "needs sbatch and srun" in err
 
 
 def test_missing_submitit_is_one_line(home, sweep, monkeypatch):

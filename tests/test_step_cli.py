@@ -340,7 +340,7 @@ def test_a_run_that_is_cut_off_goes_on(part, monkeypatch, capfd):
     assert run([*line, "whole"]) == 0
     whole, last, calls = calls, int(part * calls), 0
     assert run([*line, "cut"]) == 130
-    assert "step.state holds what is done" in capfd.readouterr().err
+    assert "step.state holds the work so far" in capfd.readouterr().err
     last, done, calls = math.inf, calls, 0
     assert run([*line, "cut"]) == 0
     assert calls <= whole - done + 10

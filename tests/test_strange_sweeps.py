@@ -32,7 +32,7 @@ def test_a_name_that_is_no_text_is_left_out(home, sweep):
         file.write("weights")
     status, out, err = sweep("run")
     assert status == 0, err
-    assert r"step-3\udcff\udcfe.pt is left out, since its name is not UTF-8; rename it" in err
+    assert r"step-3\udcff\udcfe.pt is left out, since its name is not valid UTF-8; rename it" in err
     assert "4 tasks: 4 finished" in out
     for action in ("status", "collect"):
         _, _, err = sweep(action)

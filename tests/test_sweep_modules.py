@@ -392,8 +392,8 @@ REFUSED = {
     # What goes on is not what is differentiated.
     "heaviside ste": "`model`: autograd gives a wrong derivative",
     # These read other examples of their batch: the numbers in their order, and lengths by place in the batch.
-    "masked_scatter": "`model`: its output for an example depends on the others",
-    "packed LSTM": "`model`: its output for an example depends on the others",
+    "masked_scatter": "`model`: its output for an example depends on the other examples",
+    "packed LSTM": "`model`: its output for an example depends on the other examples",
 }
 DISTANCES = {name for name in CASES if name.startswith(("cdist", "pdist"))}  # whose second derivatives came late
 

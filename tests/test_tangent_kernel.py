@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused():
         spectra.eig(model, own, (X, CLASSES), curvature="ntk", k=1)
     with pytest.raises(SpectraError, match=r"`weight_decay` 0.1: ntk is made of products of gradients"):
         spectra.eig(model, "cross_entropy", (X, CLASSES), curvature="ntk", k=1, weight_decay=0.1)
-    with pytest.raises(SpectraError, match="`curvature` ntk: is made of products of gradients by parameters"):
+    with pytest.raises(SpectraError, match="`curvature` ntk: is made of gradients with respect to parameters"):
         spectra.eig(model, "cross_entropy", (X, CLASSES), curvature="ntk", k=1, wrt="inputs")
     with pytest.raises(SpectraError, match=f"`k` {N + 1}: the matrix has only {N} rows"):
         spectra.eig(model, "cross_entropy", (X, CLASSES), curvature="ntk", k=N + 1)

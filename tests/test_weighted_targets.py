@@ -227,10 +227,13 @@ def test_soft_labels_with_weights():
     ("targets", "words"),
     [
         ({"labels": TOKENS[:, 0], "weights": torch.ones(N, 2)}, r"weights of shape \(\d, 2\) do not fit labels"),
-        ({"labels": TOKENS[:, 0], "weights": -torch.ones(N)}, "weights of targets have to be 0 or more"),
-        ({"labels": TOKENS[:, 0], "weights": torch.zeros(N)}, "no target counts"),
-        ({"a": TOKENS[:, 0], "b": TOKENS[:, 1]}, "one tensor, or a mapping of labels and weights, but they are a dict"),
-        ((TOKENS[:, 0], TOKENS[:, 1]), "but they are a tuple"),
+        ({"labels": TOKENS[:, 0], "weights": -torch.ones(N)}, "some weights of targets are negative"),
+        ({"labels": TOKENS[:, 0], "weights": torch.zeros(N)}, "all are ignored or have weight 0"),
+        (
+            {"a": TOKENS[:, 0], "b": TOKENS[:, 1]},
+            "a mapping with keys labels and weights, got a dict with keys a, b",
+        ),
+        ((TOKENS[:, 0], TOKENS[:, 1]), "got a tuple"),
     ],
 )
 def test_what_are_no_weights(targets, words):

@@ -1,17 +1,14 @@
-"""A hook of the site: reference/results.md holds every key of every result, with its type and its meaning.
+"""A hook of the site: reference/results.md lists every key of every result, with its type and its meaning.
 
-Types and keys come from the dataclasses of `spectra.records`. The meaning of a key is what the docstring
-says under `Attributes`, else the comment on the field, where it can be read alone; fields.toml, beside this file, holds
-those of the others.
+Keys and types come from the dataclasses of `spectra.records`. The meaning of a key comes from `Attributes` in the
+docstring of its class, otherwise from fields.toml beside this file.
 """
 
-import ast
 import inspect
 import re
 import tomllib
 from dataclasses import is_dataclass
 from functools import cache
-from itertools import takewhile
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -30,34 +27,18 @@ OTHERS = {"plot": PlotRecord, "report": ReportRecord, "sweep collect": Evolution
 
 
 @cache
-def comments(cls: type) -> dict[str, str]:
-    """The comments behind or else above the fields of a dataclass, not those of the classes that it inherits from."""
-    text = inspect.getsource(cls)
-    lines, found = text.splitlines(), {}
-    for node in ast.parse(text).body[0].body:
-        if isinstance(node, ast.AnnAssign):
-            first = node.lineno - 1
-            behind = [line.partition("  # ")[2] for line in lines[first : node.end_lineno]]
-            above = takewhile(lambda line: line.startswith("# "), map(str.strip, reversed(lines[:first])))
-            said = list(filter(None, behind)) or [line[2:] for line in above][::-1]
-            found[node.target.id] = " ".join(said)
-    return found
-
-
-@cache
 def attributes(cls: type) -> dict[str, str]:
-    """What the docstring of a dataclass says of its fields."""
+    """The meanings of fields under `Attributes` in the docstring of a dataclass."""
     section = re.search(r"^Attributes:\n((?:    .*\n|\n)*)", inspect.cleandoc(cls.__doc__ or "") + "\n", re.MULTILINE)
     told = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
     return {name: re.sub(r"\s+", " ", text).rstrip(".") for name, text in told}
 
 
 def meaning(cls: type, name: str) -> str:
-    """What a field means, or an empty text where nobody says so."""
+    """The meaning of a field; an empty text if it is not documented."""
     for base in cls.__mro__:
-        if is_dataclass(base) and name in comments(base):
-            own = MEANINGS.get(f"{base.__name__}.{name}")
-            return attributes(base).get(name) or own or comments(base)[name] or MEANINGS.get(name, "")
+        if is_dataclass(base) and name in inspect.get_annotations(base):
+            return attributes(base).get(name) or MEANINGS.get(f"{base.__name__}.{name}") or MEANINGS.get(name, "")
     return ""
 
 
@@ -81,20 +62,26 @@ def type_of(kind: Any, wanted: list[type]) -> str:
 
 
 def row(cls: type, slot: Slot, wanted: list[type]) -> str:
-    """The line of one field in a table."""
+    """The row of one field in a table."""
     array = f"`{slot.array}_CURVATURE`"
-    told = in_json(meaning(cls, slot.name))
+    text = sentence(in_json(meaning(cls, slot.name)))
     if not slot.key:
-        return f"| {array} | array, in the NPZ file alone | {told} |"
-    told += f"; in the NPZ file {array}" if slot.array else ""
-    return f"| `{slot.key}` | {type_of(slot.kind, wanted)} | {told} |"
+        return f"| {array} | array, only in the NPZ file | {text} |"
+    text += f" In the NPZ file: {array}." if slot.array else ""
+    return f"| `{slot.key}` | {type_of(slot.kind, wanted)} | {text} |"
+
+
+def sentence(text: str) -> str:
+    """The text without a leading article, with a capital letter at its beginning and a full stop at its end."""
+    text = text.removeprefix("the ").rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def in_json(text: str) -> str:
-    """A comment as a cell of a table, with the words of JSON for those of Python."""
+    """A meaning as a cell of a table, with the words of JSON in place of those of Python."""
     for python, json in {"None": "null", "True": "true", "False": "false"}.items():
         text = re.sub(rf"\b{python}\b", json, text)
-    text = re.sub(r"\b(nan|infinite) where", "null where", text)
+    text = re.sub(r"\b(nan|infinite) if\b", "null if", text)
     parts = text.replace("|", "\\|").split("`")
     parts[::2] = [re.sub(r"([*<\[\]_])", r"\\\1", part) for part in parts[::2]]  # code stays as it is
     return "`".join(parts)
@@ -106,12 +93,12 @@ def table(cls: type, slots: list[Slot], wanted: list[type]) -> str:
 
 
 def summary(cls: type) -> str:
-    """The first paragraph of what a dataclass says of itself."""
+    """The first paragraph of the docstring of a dataclass."""
     return in_json(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " "))
 
 
 def described() -> list[str]:
-    """The paragraphs of Markdown on all results."""
+    """All results, as paragraphs of Markdown."""
     wanted: list[type] = []
     common = {slot.name for slot in layout(Entry)}
     found = [

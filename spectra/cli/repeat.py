@@ -58,12 +58,11 @@ def words_of(command: click.Command, asked: dict[str, Any]) -> list[str]:
 
 def typed(option: click.Option, value: Any) -> list[str]:
     """An option as it is typed; nothing where it has its default."""
-    name = max(option.opts, key=len)
-    if option.is_flag:
-        no = option.secondary_opts if value is False else []  # of --this/--no-this
-        return [name] if value else no[:1]
     if value is None or value == plain(option.default):
         return []
+    name = max(option.opts, key=len)
+    if option.is_flag:
+        return [name] if value else option.secondary_opts[:1]  # of --this/--no-this
     if option.multiple:
         return [word for item in as_list(value) for word in (name, str(item))]
     return [name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]

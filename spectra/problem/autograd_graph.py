@@ -21,12 +21,12 @@ def nodes_behind(tensors: Iterable[Tensor]) -> Iterator[Node]:
 
 
 def leaf_of(node: Node | None) -> Tensor | None:
-    """The leaf tensor whose gradient a node of the graph accumulates; None for any other node."""
+    """The leaf tensor whose gradient a node of the graph accumulates; None for other nodes."""
     return getattr(node, "variable", None)
 
 
 def names_behind(tensors: Iterable[Tensor]) -> Iterator[str]:
-    """Yield the names of the nodes that lead to these tensors, with those inside functions that are computed anew."""
+    """Yield the names of the nodes that lead to these tensors, including those inside recomputed functions."""
     for node in nodes_behind(tensors):
         yield node.name()
         yield from getattr(node, "names", ())

@@ -24,7 +24,7 @@ class Batch:
 
     Attributes:
         inputs: what the model is called with: a tuple gives positional arguments, a mapping gives keywords.
-        targets: what the loss is called with besides the output; None where there are no targets.
+        targets: what the loss is called with besides the output; None if there are no targets.
         indices: the indices (b,) of the examples in the data set, int64.
     """
 
@@ -59,9 +59,9 @@ class Batch:
 
 
 def slice_tree(tree: Any, cut: slice | Tensor, count: int) -> Any:
-    """Take the examples of a cut from every tensor and every list of a tree; `count` is their number before.
+    """Take the examples of a cut from every tensor and list of a tree; `count` is the number before the cut.
 
-    Raises SpectraError where one has another length.
+    Raises SpectraError if one has a length other than `count`.
     """
     if isinstance(tree, Structured):
         return tree.part(cut)

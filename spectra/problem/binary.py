@@ -13,7 +13,7 @@ from spectra.errors import SpectraError
 from spectra.problem.logits import both_sigmoids, distance_from_zero
 from spectra.problem.losses import Elementwise, columns, like
 
-LOWEST = -100.0  # PyTorch's bound of the logarithm of a probability
+LOWEST = -100.0  # PyTorch's lower bound for the logarithm of a probability
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class BinaryLoss(Elementwise):
     reduction: str = "mean"
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The output as rows (E, K). Raises SpectraError where targets or weights have another shape."""
+        """The output as rows (E, K). Raises SpectraError if targets or weights have another shape."""
         rows = super().rows(output, targets)
         for key, weights in self._weights().items():
             self._spread(key, weights, targets)
         return rows
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where a target is below 0 or above 1."""
+        """Raise SpectraError if a target is below 0 or above 1."""
         if ((targets < 0) | (targets > 1)).any():
             raise SpectraError(f"`data`: targets of {self.name} must be in [0, 1], and some are not")
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """The weights of the outputs, (E, K) or, without any, ones (E, 1)."""
+        """The weights of the outputs (E, K), or ones (E, 1) if there are none."""
         if self.element_weights is None:
             return super().scales(rows, targets)
         return self._spread("weight", self.element_weights, targets).to(rows)
@@ -48,7 +48,7 @@ class BinaryLoss(Elementwise):
         return {} if self.element_weights is None else {"weight": self.element_weights}
 
     def _spread(self, key: str, weights: Tensor, targets: Tensor) -> Tensor:
-        """Weights as rows (E, K). Raises SpectraError where they do not broadcast, or differ between examples."""
+        """Weights as rows (E, K). Raises SpectraError if they do not broadcast, or differ between examples."""
         whole = weights.ndim == targets.ndim
         try:
             if whole and len(weights) != 1:
@@ -57,8 +57,8 @@ class BinaryLoss(Elementwise):
         except (RuntimeError, ValueError) as error:
             raise SpectraError(
                 f"`loss` {self.name}: {key} of shape {tuple(weights.shape)} does not fit outputs of shape "
-                f"{tuple(targets.shape[1:])}; give one number an output (weights of examples come with the targets, as "
-                "the mapping labels, weights)"
+                f"{tuple(targets.shape[1:])}; give one number per output (to weight examples, give the targets as a "
+                "mapping with keys labels and weights)"
             ) from error
 
 
@@ -72,7 +72,7 @@ class BinaryCrossEntropy(BinaryLoss):
         element_weights: a weight for each output, which broadcasts to the output's shape without the batch dimension;
             `weight` in PyTorch.
         reduction: mean or sum.
-        pos_weight: the factor of the loss of label 1, which broadcasts as `element_weights`.
+        pos_weight: the factor of the loss of label 1, which broadcasts like `element_weights`.
     """
 
     pos_weight: Tensor | None = None
@@ -82,7 +82,7 @@ class BinaryCrossEntropy(BinaryLoss):
 
     def values(self, rows: Tensor, targets: Tensor) -> Tensor:
         """The binary cross entropies (E, K)."""
-        # -log p of the label that the sign foretells is log(1 + exp(-|x|)), that of the other |x| more.
+        # -log p is log(1 + exp(-|x|)) for the label that the sign predicts, and |x| more for the other.
         distance, labels = distance_from_zero(rows), self.labels(rows, targets)
         missed = labels.where(rows < 0, 1 - labels)
         if self.pos_weight is None:
@@ -98,7 +98,7 @@ class BinaryCrossEntropy(BinaryLoss):
         return like(rows, targets)
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """The weights of the outputs and of their labels, (E, K) or, without any, ones (E, 1)."""
+        """The weights of the outputs times those of their labels (E, K), or ones (E, 1) if there are none."""
         scales = super().scales(rows, targets)
         if self.pos_weight is None:
             return scales
@@ -133,9 +133,9 @@ class SoftMargin(BinaryCrossEntropy):
     name = "soft_margin"
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where a target is neither -1 nor 1."""
+        """Raise SpectraError if a target is neither -1 nor 1."""
         if (targets.abs() != 1).any():
-            raise SpectraError("`data`: targets of soft_margin must be -1 or 1; for 0 and 1 take bce_with_logits")
+            raise SpectraError("`data`: targets of soft_margin must be -1 or 1; for 0 and 1 use bce_with_logits")
 
     def labels(self, rows: Tensor, targets: Tensor) -> Tensor:
         """The labels as 0 and 1, (E, K)."""
@@ -144,20 +144,20 @@ class SoftMargin(BinaryCrossEntropy):
 
 @dataclass(frozen=True)
 class ProbabilityCrossEntropy(BinaryLoss):
-    """`torch.nn.BCELoss`: -log p of Bernoulli outputs that are probabilities themselves, over their number.
+    """`torch.nn.BCELoss`: -log p of Bernoulli outputs given as probabilities, divided by their number.
 
-    As in PyTorch, a logarithm is no less than -100; where it is cut so, its derivatives are zero.
+    As in PyTorch, logarithms are clamped to at least -100, where their derivatives are zero.
     """
 
     name = "bce"
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where a target or an output is below 0 or above 1."""
+        """Raise SpectraError if a target or an output is below 0 or above 1."""
         super().check(rows, targets)
         if ((rows < 0) | (rows > 1)).any():
             raise SpectraError(
-                "`loss` bce: outputs of the model are outside [0, 1]; for logits take bce_with_logits, or let the "
-                "model end in a sigmoid"
+                "`loss` bce: outputs of the model are outside [0, 1]; for logits use bce_with_logits, or end the "
+                "model in a sigmoid"
             )
 
     def values(self, rows: Tensor, targets: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class ProbabilityCrossEntropy(BinaryLoss):
         return values if self.element_weights is None else self.scales(rows, targets) * values
 
     def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """Whether each output is on the side of its label: booleans (E K,)."""
+        """Whether each output is on the same side of 1/2 as its label: booleans (E K,)."""
         return ((rows > 0.5) == (like(rows, targets) > 0.5)).flatten()
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
@@ -186,6 +186,6 @@ class ProbabilityCrossEntropy(BinaryLoss):
 
 
 def bounded_log(p: Tensor) -> Tensor:
-    """log p, but -100 and constant where it would be less."""
+    """log p, clamped to at least -100."""
     inside = p > math.exp(LOWEST)
     return p.where(inside, 1).log().where(inside, LOWEST)

@@ -1,7 +1,7 @@
-"""The blocks of a model, and a context in which each is computed anew for derivatives, so that nothing in it is kept.
+"""Find the blocks of a model, and recompute their activations for derivatives instead of keeping them.
 
-Blocks are the modules of a `ModuleList` or a `Sequential` that have modules and parameters in them, as the layers of a
-transformer are.
+A block is a module in a `ModuleList`, `Sequential` or `ModuleDict` that contains modules and parameters, such as a
+layer of a transformer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 from torch.utils import checkpoint
 
+from spectra.problem.outputs import tensors_of
 from spectra.problem.recomputation import recomputed
 from spectra.problem.side_effects import without_side_effects
 
@@ -30,11 +30,11 @@ class Plain:
 
 
 def nothing(*_arguments: Any, **_keywords: Any) -> Iterator[None]:
-    """Do nothing before and after the function of a checkpoint that is not reentrant."""
+    """Do nothing before and after the function of a non-reentrant checkpoint."""
     yield
 
 
-CHECKPOINTS = {  # names in `torch.utils.checkpoint`, of this version of PyTorch or another
+CHECKPOINTS = {  # names in `torch.utils.checkpoint`, across versions of PyTorch
     "CheckpointFunction": Plain,
     "_checkpoint_without_reentrant_generator": nothing,
     "_checkpoint_without_reentrant_generator_impl": nothing,
@@ -43,7 +43,7 @@ CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
 def blocks_of(model: nn.Module) -> list[str]:
-    """The names of the outermost blocks, of which a container has two or more."""
+    """The names of the outermost blocks, from containers with two or more."""
     found, queue = [], [("", model)]
     while queue:
         name, module = queue.pop()
@@ -57,16 +57,16 @@ def blocks_of(model: nn.Module) -> list[str]:
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether a module has modules and parameters in it."""
+    """Whether a module contains modules and parameters."""
     return any(True for _ in module.children()) and any(True for _ in module.parameters())
 
 
 @contextmanager
 def recomputing(model: nn.Module, names: Sequence[str], run: Callable = recomputed) -> Iterator[None]:
-    """Compute the named modules anew for derivatives of what is called in this context.
+    """Recompute the named modules for derivatives of calls made inside this context.
 
-    They are given no cache of keys and values, as transformers' models make: they would write to it twice. The model's
-    own checkpoints call their functions as they are.
+    Caches of keys and values, as models of transformers pass them, are replaced by None: a recomputed module would
+    write to them twice. The model's own checkpoints are switched off.
     """
     if not names:
         yield
@@ -91,7 +91,7 @@ def recomputing(model: nn.Module, names: Sequence[str], run: Callable = recomput
 
 
 def uncached(function: Callable) -> Callable:
-    """The function without caches among its arguments."""
+    """Wrap a function to replace caches among its arguments by None."""
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         given = (None if is_cache(value) else value for value in arguments)
@@ -106,7 +106,7 @@ def is_cache(value: Any) -> bool:
 
 
 def undone(block: nn.Module, forward: Callable) -> Callable:
-    """The function without side effects on the block."""
+    """Wrap a function to undo its side effects on the block."""
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         with without_side_effects(block):
@@ -116,21 +116,16 @@ def undone(block: nn.Module, forward: Callable) -> Callable:
 
 
 def repeatable(model: nn.Module, names: Sequence[str], call: Callable[[], Any]) -> list[str]:
-    """The named modules that return the same twice, as `call()` calls them."""
-    twofold: set[int] = set()
+    """The named modules that return equal results when they are called twice with the arguments of `call()`."""
+    changing: set[int] = set()
 
     def twice(forward: Callable, *arguments: Any, again: Callable, **keywords: Any) -> Any:
         with torch.no_grad():
-            first, second = (tensors(function(*arguments, **keywords)) for function in (again, again))
+            first, second = (tensors_of(again(*arguments, **keywords)) for _ in range(2))
         if len(first) != len(second) or not all(map(torch.equal, first, second)):
-            twofold.add(id(forward.__self__))  # pyright: ignore[reportFunctionMemberAccess]
+            changing.add(id(forward.__self__))  # pyright: ignore[reportFunctionMemberAccess]
         return forward(*arguments, **keywords)
 
     with recomputing(model, names, twice):
         call()
-    return [name for name in names if id(model.get_submodule(name)) not in twofold]
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    """The tensors of a tree."""
-    return [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor)]
+    return [name for name in names if id(model.get_submodule(name)) not in changing]

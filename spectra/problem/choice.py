@@ -1,4 +1,4 @@
-"""Choose the parameters by which a problem is differentiated, and refuse layers that would change from call to call."""
+"""Choose the parameters of a problem, and refuse layers with outputs that change from call to call."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from spectra.quoting import foreign, quoted
 
 
 def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """The parameters that require gradients and match a glob pattern, tied ones once.
+    """The parameters by name that require gradients and match a glob pattern, with tied parameters once.
 
-    Raises SpectraError where there are none, or where a pattern matches nothing.
+    Raises SpectraError if there are none, or if a pattern matches nothing.
     """
     if isinstance(patterns, str):
         raise ArgumentError(
-            f"`params` {quoted(patterns)}: is a single string; give a list of patterns, as [{patterns!r}]"
+            f"`params` {quoted(patterns)}: expected a list of patterns, got a string; give [{patterns!r}]"
         )
     named = dict(model.named_parameters())
     if not named:
-        raise SpectraError("`model`: has no parameters to differentiate by; name a model that has")
-    every = [name for name, _ in model.named_parameters(remove_duplicate=False)]  # a pattern may name a tied twin
+        raise SpectraError("`model`: has no parameters to differentiate; give a model with parameters")
+    every = [name for name, _ in model.named_parameters(remove_duplicate=False)]  # any name of a tied one
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             some = ", ".join(list(named)[:4]) + (", ..." if len(named) > 4 else "")
@@ -39,23 +39,23 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     if not chosen and integers:
         raise SpectraError(
             f"`model`: its parameter {foreign(integers[0])} is {named[integers[0]].dtype}, which has no derivative; "
-            "load the model before it was quantised, or convert it to floating point"
+            "load the model without quantisation, or convert it to floating point"
         )
     if not chosen:
         where = f"`params` {foreign(' '.join(patterns))}" if patterns else "`model`"
-        raise SpectraError(f"{where}: all its parameters are frozen; set requires_grad on those to differentiate by")
+        raise SpectraError(f"{where}: all its parameters are frozen; set requires_grad=True on those to differentiate")
     refuse_unsuitable_parameters(chosen)
     kinds = {(p.dtype, p.device) for p in chosen.values()}
     if len(kinds) > 1:
         found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-        raise SpectraError(f"`model`: its parameters differ in kind ({found}); bring them to one dtype and device")
+        raise SpectraError(f"`model`: its parameters differ in dtype or device ({found}); convert them to one of each")
     if not next(iter(chosen.values())).dtype.is_floating_point:
-        raise SpectraError(f"`model`: its parameters are {next(iter(kinds))[0]}, not real floating point; convert it")
+        raise SpectraError(f"`model`: its parameters are {next(iter(kinds))[0]}, not real floating point; convert them")
     return chosen
 
 
 def refuse_training_layers(model: nn.Module) -> None:
-    """Raise SpectraError where a layer would draw at random or use the statistics of its batch."""
+    """Raise SpectraError if a layer would draw random numbers or use the statistics of its batch."""
     batch_norm, tracking = nn.modules.batchnorm._BatchNorm, nn.modules.batchnorm._NormBase
     chance = (nn.modules.dropout._DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
     for name, layer in model.named_modules():

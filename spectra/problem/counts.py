@@ -14,15 +14,15 @@ from spectra.devices import in_float64
 from spectra.errors import ArgumentError, SpectraError
 from spectra.problem.losses import Elementwise, columns, like
 
-HALVINGS = 54  # of an interval of counts: up to 2^53 all are exact
+HALVINGS = 54  # of an interval of counts, which are exact up to 2^53
 
 
 @dataclass(frozen=True)
 class PoissonLoss(Elementwise):
-    """`torch.nn.PoissonNLLLoss`: -log p of Poisson counts, over the number of outputs.
+    """`torch.nn.PoissonNLLLoss`: -log p of Poisson counts, divided by the number of outputs.
 
-    Outputs are logarithms of rates, or with `log_input` False rates, to which `eps` is added. `full` adds Stirling's
-    approximation of log y!, a constant.
+    Outputs are logarithms of rates; if `log_input` is False, they are rates, to which `eps` is added. `full` adds
+    Stirling's approximation of log y!, a constant.
     """
 
     log_input: bool = True
@@ -34,16 +34,16 @@ class PoissonLoss(Elementwise):
 
     def __post_init__(self):
         if not 0 <= self.eps < math.inf:
-            raise ArgumentError(f"`eps` {self.eps!r}: give a number from 0 on")
+            raise ArgumentError(f"`eps` {self.eps!r}: give a number of 0 or more")
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where a target is below 0, or an output is no rate."""
+        """Raise SpectraError if a target is negative, or an output is not a valid rate."""
         if (targets < 0).any():
-            raise SpectraError("`data`: targets of poisson_nll are counts, but some are below 0")
+            raise SpectraError("`data`: targets of poisson_nll must be counts of 0 or more, and some are negative")
         if not self.log_input and (rows + self.eps <= 0).any():
             raise SpectraError(
-                "`loss` poisson_nll: outputs of the model are rates, but some are not above 0; let it return their "
-                "logarithms (log_input=true), or end in a softplus"
+                "`loss` poisson_nll: with log_input=false the outputs must be positive rates, and some are not; return "
+                "their logarithms (log_input=true), or end the model in a softplus"
             )
 
     def values(self, rows: Tensor, targets: Tensor) -> Tensor:

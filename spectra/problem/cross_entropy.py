@@ -23,10 +23,10 @@ class CrossEntropy(LabelLoss):
         ignore_index: targets of this value are left out.
         label_smoothing: the share of the uniform distribution in the labels, from 0 to 1.
         class_dim: the dimension of the output that holds classes, 1 or -1 (the last). None: the one that fits the
-            shape of the targets; integer targets that both fit are refused.
+            shape of the targets; integer targets that fit both are refused.
         reduction: mean or sum.
-        shift: labels (b, T) are the tokens of the inputs, and become the next tokens when data are read by
-            `load_problem` or a command; batches of a `Problem` are taken as they are.
+        shift: whether labels (b, T) are the input tokens, which `load_problem` and commands shift to the next tokens
+            when they read data; batches of a `Problem` are not shifted.
     """
 
     shift: bool = False

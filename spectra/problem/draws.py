@@ -1,4 +1,4 @@
-"""Random numbers of a distribution from uniform numbers that belong to examples, by inverse distribution functions."""
+"""Draw from a distribution by inverting its cumulative distribution function at uniform numbers of each example."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from spectra.wording import counted
 
 Next = Callable[[tuple[int, ...]], Tensor]  # new uniform numbers of a shape, whose first dimension counts the examples
 HALVINGS = 200  # of an interval of logarithms: enough for every float64
-NEGLIGIBLE = 2.0**-60  # beyond the mean: what is left is rounding
-MOST = 100_000  # counts that are tried one after the other
+NEGLIGIBLE = 2.0**-60  # a probability beyond the mean after which the rest is rounding
+MOST = 100_000  # counts that are tried one after another
 
 
 def drawn(density: ds.Distribution, uniform: Callable[[int], Tensor], dtype: torch.dtype) -> Tensor:
     """Draw from a distribution whose first dimension counts the examples, given `uniform(j)`: (b,) in (0, 1).
 
-    Raises SpectraError where there is no inverse for its family, or no entry for each example.
+    Raises SpectraError if there is no inverse for its family, or no entry for each example.
     """
     used, examples = 0, len(uniform(0))
     if tuple(density.batch_shape[:1]) != (examples,):
         raise SpectraError(
             f"`curvature` fisher-mc: the loss's {type(density).__name__} has batch_shape {tuple(density.batch_shape)} "
-            f"for {counted(examples, 'example')}; give it an entry for each, as its first dimension"
+            f"for {counted(examples, 'example')}; its first dimension must count the examples"
         )
 
     def following(shape: tuple[int, ...]) -> Tensor:
@@ -49,18 +49,18 @@ def drawn(density: ds.Distribution, uniform: Callable[[int], Tensor], dtype: tor
         return density.icdf(following(density.batch_shape)).to(dtype)
     except NotImplementedError as error:
         raise SpectraError(
-            f"`curvature` fisher-mc: {type(density).__name__} has no inverse of its distribution function (icdf); give "
-            "an object with a method draw(output, uniform), or ask for fisher-empirical"
+            f"`curvature` fisher-mc: {type(density).__name__} has no inverse cumulative distribution function (icdf); "
+            "give `loss` a method draw(output, uniform), or use fisher-empirical"
         ) from error
 
 
 def bernoulli(d: ds.Bernoulli, following: Next) -> Tensor:
-    """Labels 0 and 1 of a Bernoulli distribution."""
+    """Draws from a Bernoulli distribution, 0 or 1."""
     return (following(d.batch_shape) < in_float64(d.probs)).to(d.probs)
 
 
 def categorical(d: ds.Categorical | ds.OneHotCategorical, following: Next) -> Tensor:
-    """Labels of classes, (b, ...)."""
+    """Draws of class labels, (b, ...)."""
     cumulative = in_float64(d.probs).cumsum(dim=-1)
     target = following(d.batch_shape)[..., None] * cumulative[..., -1:]
     labels = torch.searchsorted(cumulative.contiguous(), target, right=True)[..., 0]
@@ -68,22 +68,22 @@ def categorical(d: ds.Categorical | ds.OneHotCategorical, following: Next) -> Te
 
 
 def one_hot(d: ds.OneHotCategorical, following: Next) -> Tensor:
-    """Labels of classes as vectors (b, ..., C)."""
+    """Draws of class labels as one-hot vectors (b, ..., C)."""
     return F.one_hot(categorical(d, following), d.probs.shape[-1]).to(d.probs)
 
 
 def poisson(d: ds.Poisson, following: Next) -> Tensor:
-    """Counts of a Poisson distribution."""
+    """Draws from a Poisson distribution."""
     return poisson_counts(in_float64(d.rate), following(d.batch_shape)).to(d.rate)
 
 
 def geometric(d: ds.Geometric, following: Next) -> Tensor:
-    """Numbers of failures before the first success."""
+    """Draws from a geometric distribution: numbers of failures before the first success."""
     return (following(d.batch_shape).log() / (-in_float64(d.probs)).log1p()).floor().to(d.probs)
 
 
 def by_counting(d: Any, following: Next) -> Tensor:
-    """Counts from 0 on, by adding their probabilities up. Raises SpectraError where there are very many."""
+    """Draws of counts, by adding up probabilities from 0. Raises SpectraError if a count exceeds MOST."""
     numbers = following(d.batch_shape)
     exact = type(d)(in_float64(d.total_count), logits=in_float64(d.logits), validate_args=False)
     count, reached, mean = torch.zeros_like(numbers), torch.zeros_like(numbers), exact.mean
@@ -95,13 +95,13 @@ def by_counting(d: Any, following: Next) -> Tensor:
             return count.to(d.logits)
         count = count + beyond
     raise SpectraError(
-        f"`curvature` fisher-mc: counts of {type(d).__name__} go beyond {MOST:,}; give an object with a method "
+        f"`curvature` fisher-mc: counts of {type(d).__name__} exceed {MOST:,}; give `loss` a method "
         "draw(output, uniform)"
     )
 
 
 def standard_gamma(shape: Tensor, numbers: Tensor) -> Tensor:
-    """Logarithms of gamma numbers of rate 1, by bisection."""
+    """Logarithms of draws from a gamma distribution of rate 1, by bisection."""
     shape = in_float64(shape)
     low, high = torch.full_like(numbers, -800.0), (shape + 40 * shape.sqrt() + 60).log()
     for _ in range(HALVINGS):
@@ -112,14 +112,14 @@ def standard_gamma(shape: Tensor, numbers: Tensor) -> Tensor:
 
 
 def gamma(d: ds.Gamma, following: Next) -> Tensor:
-    """Numbers of a gamma distribution."""
+    """Draws from a gamma distribution."""
     tiny = torch.finfo(d.rate.dtype).tiny
     found = standard_gamma(d.concentration, following(d.batch_shape)).exp() / in_float64(d.rate)
     return found.to(d.rate).clamp(min=tiny)
 
 
 def beta(d: ds.Beta, following: Next) -> Tensor:
-    """Numbers of a beta distribution, x / (x + y) of two gamma numbers."""
+    """Draws from a beta distribution, as x / (x + y) for two gamma draws."""
     x, y = (standard_gamma(a, following(d.batch_shape)) for a in (d.concentration1, d.concentration0))
     kind = torch.finfo(d.concentration1.dtype)
     return (x - y).sigmoid().to(d.concentration1).clamp(kind.tiny, 1 - kind.eps)

@@ -20,9 +20,9 @@ VARIANCES = ("var", "variance")
 class GaussianLoss(Elementwise):
     """`torch.nn.GaussianNLLLoss`: -log p of a Gaussian, for a model that returns the pair (mean, variance).
 
-    The pair is a tuple, or a mapping whose variance is under `var` or `variance`. The mean has the shape of the
-    targets; the variance has it too, or one number in place of the last dimension, or none. Variances below `eps` are
-    `eps`, with derivatives as if they were not, as in PyTorch. `full` adds log(2 pi) / 2.
+    The pair is a tuple, or a mapping with the variance under `var` or `variance`. The mean has the shape of the
+    targets; the variance has that shape, or its last dimension is 1 or missing. Variances are clamped to at least
+    `eps`, which derivatives ignore, as in PyTorch. `full` adds log(2 pi) / 2.
     """
 
     full: bool = False
@@ -38,7 +38,7 @@ class GaussianLoss(Elementwise):
             raise ArgumentError(f"`eps` {self.eps!r}: give a number above 0")
 
     def rows(self, output: Any, targets: Tensor) -> Tensor:
-        """Means and variances side by side, (E, 2K). Raises SpectraError where they do not fit the targets."""
+        """Means and variances side by side, (E, 2K). Raises SpectraError if they do not fit the targets."""
         mean, variance = pair(output)
         if mean.shape != targets.shape:
             raise mismatch(self.name, mean, targets)
@@ -52,10 +52,10 @@ class GaussianLoss(Elementwise):
         return torch.cat([half.reshape(len(mean), -1) for half in halves], dim=1)
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where a variance is negative."""
+        """Raise SpectraError if a variance is negative."""
         if (rows.chunk(2, dim=1)[1] < 0).any():
             raise SpectraError(
-                "`loss` gaussian_nll: the model returns variances below 0; let it return their exponential or softplus"
+                "`loss` gaussian_nll: the model returns negative variances; apply exp or softplus to that output"
             )
 
     def values(self, rows: Tensor, targets: Tensor) -> Tensor:
@@ -82,13 +82,13 @@ class GaussianLoss(Elementwise):
 
 
 def pair(output: Any) -> tuple[Tensor, Tensor]:
-    """The mean and the variance of an output. Raises SpectraError where it is no such pair."""
+    """The mean and the variance of an output. Raises SpectraError if it is not such a pair."""
     if isinstance(output, Mapping) and len(output) == 2 and len(found := [k for k in VARIANCES if k in output]) == 1:
         mean = next(value for key, value in output.items() if key != found[0])
         output = (mean, output[found[0]])
     if isinstance(output, tuple | list) and len(output) == 2 and all(isinstance(part, Tensor) for part in output):
         return output[0], output[1]
     raise SpectraError(
-        f"`loss` gaussian_nll: the model's output is of type {type(output).__name__}; let it return (mean, variance), "
-        "or a mapping of two with the variance under var"
+        f"`loss` gaussian_nll: the model's output is of type {type(output).__name__}; return (mean, variance), or a "
+        "mapping of two entries with the variance under var"
     )

@@ -1,7 +1,7 @@
-"""The head of a model: the linear layer whose output is the logits, and the logits chunk by chunk of tokens.
+"""Compute the logits of a language model in chunks of tokens, from the inputs of its last linear layer (the head).
 
-A language model's logits are far larger than what they are computed from. Here the layer hands its input on, and
-whoever needs logits makes those of some tokens, uses them up, and goes on to the next.
+Logits are far larger than the inputs of the head. So a forward pass stops at the head, and the logits are computed for
+one chunk of tokens at a time.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from spectra.problem.recomputation import Links, recomputed
 from spectra.problem.tokens import Head, Tokens
 from spectra.problem.weights import LABELS, WEIGHTS, weights_of
 
-LEAST = 512  # classes: below, logits are not what takes memory
+LEAST = 512  # classes: with fewer, logits take little of the memory
 
 
 class Reached(BaseException):
-    """The model has come to its head; no error, so that no model catches it."""
+    """Raised when a forward pass reaches the head; a BaseException, so that no model catches it."""
 
     def __init__(self, given: Tensor):
         super().__init__()
@@ -36,8 +36,8 @@ class Reached(BaseException):
 def loss_of(problem: Problem, batch: Batch) -> Tensor:
     """The sum of the losses of a batch, a tensor (), as a function of the parameters.
 
-    Where the problem has a head, derivatives of the first and second order are made by chunks too. Raises SpectraError
-    as `Problem.rows` does.
+    If the problem has a head, first and second derivatives are computed in chunks too. Raises SpectraError as
+    `Problem.rows` does.
     """
     if problem.head is None:
         return problem.total(problem.rows(batch), batch)
@@ -51,7 +51,7 @@ def loss_of(problem: Problem, batch: Batch) -> Tensor:
 
 
 def rows_by_parts(problem: Problem, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield the rows of a batch with the targets that belong to them: all, or chunk by chunk of tokens."""
+    """Yield the rows of a batch with their targets: all at once, or in chunks of tokens if the problem has a head."""
     if problem.head is None:
         yield problem.rows(batch), batch
         return
@@ -61,12 +61,12 @@ def rows_by_parts(problem: Problem, batch: Batch) -> Iterator[tuple[Tensor, Batc
 
 
 def head_inputs(problem: Problem, batch: Batch, head: Head) -> Tensor:
-    """What the head is given for a batch, one token a row: (E, D)."""
+    """The inputs of the head for a batch, one row per token: (E, D)."""
 
     def stop(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         raise Reached(arguments[0])
 
-    _ = problem.writes_inputs  # found by calls of the model, now
+    _ = problem.writes_inputs  # calls the model, so it is evaluated before hooks are registered
     handle = head.layer(problem.model).register_forward_pre_hook(stop)
     try:
         problem.output(batch)
@@ -94,10 +94,10 @@ def tokens_of(problem: Problem, batch: Batch, head: Head, count: int) -> Iterato
 
 
 def find_head(problem: Problem) -> tuple[str, int, int] | None:
-    """The name of the linear layer that makes the logits, their number of classes, and of tokens an example.
+    """The name of the linear layer that computes the logits, the number of classes, and of tokens per example.
 
-    None where the loss is not the cross entropy of labels, or where the logits are not the very tensor that one layer
-    returns once: then something is done with them on the way.
+    None if the loss is not the cross entropy of labels, or if the output is not exactly the tensor that one layer
+    returns in one call.
     """
     batch = problem.batches[0]
     if not isinstance(problem.loss, CrossEntropy) or problem.labels(batch).is_floating_point():
@@ -107,7 +107,7 @@ def find_head(problem: Problem) -> tuple[str, int, int] | None:
         return None
     calls: list[tuple[str, Tensor, int]] = []
     some = batch.part(slice(1))
-    _ = problem.writes_inputs  # found by calls of the model, now
+    _ = problem.writes_inputs  # calls the model, so it is evaluated before hooks are registered
 
     def note(name: str, _module: nn.Module, _arguments: Any, output: Tensor) -> None:
         calls.append((name, output, output._version))  # held, so that no other tensor gets its memory
@@ -133,6 +133,6 @@ def find_head(problem: Problem) -> tuple[str, int, int] | None:
 
 
 def is_plain(layer: nn.Linear) -> bool:
-    """Whether a layer has many classes, and does nothing else than a linear layer does."""
+    """Whether a layer has many outputs, and does only what `nn.Linear` does."""
     own = "forward" in vars(layer) or type(layer).forward is not nn.Linear.forward
     return layer.out_features >= LEAST and not (own or layer._forward_hooks or layer._forward_pre_hooks)

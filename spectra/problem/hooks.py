@@ -1,7 +1,7 @@
-"""Find and disable hooks on gradients: of parameters, of modules, of all modules, and of tensors inside a forward pass.
+"""Find and disable hooks on gradients: of parameters, modules, all modules, and tensors inside a forward pass.
 
-A hook that changes a gradient changes products, which are then no longer those of a derivative; a hook that only
-observes would see vectors in place of gradients. So no hook runs while products are taken.
+A hook that changes a gradient would make products wrong; a hook that only observes would see vectors in place of
+gradients. So no hook runs while products are computed.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ def hook_tables(model: nn.Module) -> list[HookTable]:
 
 
 def set_register(register: Callable[[Tensor, Callable], Any]) -> None:
-    """Let `register` do what `tensor.register_hook(hook)` does, for all tensors."""
-    setattr(Tensor, "register_hook", register)  # noqa: B010, to a type checker it is fixed
+    """Replace `Tensor.register_hook` by `register`."""
+    setattr(Tensor, "register_hook", register)  # noqa: B010, a type checker refuses an assignment
 
 
 @contextmanager
 def without_gradient_hooks(model: nn.Module) -> Iterator[None]:
-    """Disable hooks on gradients inside this context; on leaving, each is in its place again.
+    """Disable hooks on gradients inside this context, and restore them on leaving.
 
     Inside, no hook runs, and none is registered on a tensor. Hooks on the nodes of a graph (`grad_fn.register_hook`)
-    are out of reach.
+    cannot be disabled.
     """
     places, register = hook_tables(model), Tensor.register_hook
     try:
@@ -83,7 +83,7 @@ def watched(places: Sequence[HookTable], model: nn.Module, report: Report) -> It
     """Run the hooks of these places, and those that a forward pass registers on tensors, inside
     `without_gradient_hooks`.
 
-    Yields the list of their owners, and calls `report(owner)` for each that changes what it is given.
+    Yields the list of their owners, and calls `report(owner)` for each hook that changes its arguments.
     """
     names = {id(module): f"module {name or type(model).__name__}" for name, module in model.named_modules()}
     names |= {id(parameter): name for name, parameter in model.named_parameters()}
@@ -104,12 +104,12 @@ def watched(places: Sequence[HookTable], model: nn.Module, report: Report) -> It
         set_register(unheard)
         for each in places:
             each.clear()
-        for parameter, hooks in parameters:  # on which the forward may have registered some
+        for parameter, hooks in parameters:  # forward may have registered some
             parameter._backward_hooks = hooks
 
 
 def watching(hook: Callable, name: str, report: Report) -> Callable:
-    """Wrap a hook, so that it reports where it returns other tensors than it is given, or writes to those."""
+    """Wrap a hook to call `report(name)` if it returns tensors other than its arguments, or writes to these."""
 
     def call(*arguments):
         given = [x for x in pytree.tree_leaves(arguments) if isinstance(x, Tensor)]

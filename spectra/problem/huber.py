@@ -21,7 +21,7 @@ from spectra.problem.losses import Elementwise, columns, like
 
 @dataclass(frozen=True)
 class AbsoluteError(Elementwise):
-    """`torch.nn.L1Loss`: -log p of a Laplace distribution of scale 1, over the number of outputs."""
+    """`torch.nn.L1Loss`: -log p of a Laplace distribution of scale 1, divided by the number of outputs."""
 
     reduction: str = "mean"
 
@@ -42,24 +42,24 @@ class AbsoluteError(Elementwise):
 
 
 class Bent(Elementwise):
-    """A loss that is quadratic for errors up to a width, and linear beyond: c x^2 / 2 there, with c the curvature."""
+    """A loss that is c x^2 / 2 for errors x up to a width, and linear beyond."""
 
     @property
     @abstractmethod
     def width(self) -> float:
-        """The largest error of the quadratic part."""
+        """The largest error w of the quadratic part."""
 
     @property
     @abstractmethod
     def bend(self) -> float:
-        """The curvature of the quadratic part."""
+        """The curvature c of the quadratic part."""
 
     @property
     def inside(self) -> float:
         """The probability of an error in the quadratic part, under p."""
-        # Of exp(-l): sqrt(2 pi / c) erf(w sqrt(c / 2)) inside, 2 exp(-c w^2 / 2) / (c w) in both tails.
+        # The integral of exp(-l): sqrt(2 pi / c) erf(w sqrt(c / 2)) inside, 2 exp(-c w^2 / 2) / (c w) in both tails.
         scaled = self.width * math.sqrt(self.bend / 2)
-        middle = math.sqrt(math.pi) * math.erf(scaled)  # both over sqrt(2 / c)
+        middle = math.sqrt(math.pi) * math.erf(scaled)  # both divided by sqrt(2 / c)
         tails = math.exp(-(scaled**2)) / scaled
         return middle / (middle + tails)
 
@@ -69,7 +69,7 @@ class Bent(Elementwise):
 
     def draw(self, rows: Tensor, uniform: Callable[[int], Tensor]) -> Tensor:
         """Draw r (E, K): -c w or c w in the tails, and c x for errors x of the quadratic part."""
-        numbers = 2 * columns(uniform, rows.shape[1]) - 1  # of which the middle is the quadratic part
+        numbers = 2 * columns(uniform, rows.shape[1]) - 1  # the middle of (-1, 1) is the quadratic part
         scaled = self.width * math.sqrt(self.bend / 2)
         within = (numbers / self.inside).clamp(-1, 1)
         x = torch.erfinv(within * math.erf(scaled)) / scaled * self.width
@@ -79,7 +79,7 @@ class Bent(Elementwise):
 
 @dataclass(frozen=True)
 class Huber(Bent):
-    """`torch.nn.HuberLoss`: -log p of Huber's distribution, over the number of outputs."""
+    """`torch.nn.HuberLoss`: -log p of Huber's distribution, divided by the number of outputs."""
 
     delta: float = 1.0
     reduction: str = "mean"
@@ -107,7 +107,7 @@ class Huber(Bent):
 
 @dataclass(frozen=True)
 class SmoothL1(Bent):
-    """`torch.nn.SmoothL1Loss`: Huber's loss over beta, of slope 1 in the tails. `beta` is above 0."""
+    """`torch.nn.SmoothL1Loss`: Huber's loss divided by beta, with slope 1 in the tails. `beta` is above 0."""
 
     beta: float = 1.0
     reduction: str = "mean"
@@ -116,7 +116,7 @@ class SmoothL1(Bent):
 
     def __post_init__(self):
         if not 0 < self.beta < math.inf:
-            raise ArgumentError(f"`beta` {self.beta!r}: give a number above 0; for 0 take l1")
+            raise ArgumentError(f"`beta` {self.beta!r}: give a number above 0; for 0 use l1")
 
     @property
     def width(self) -> float:

@@ -1,7 +1,8 @@
-"""The Fisher information of families of distributions in their parameters, in closed form.
+"""Closed forms of the Fisher information of families of distributions in their parameters.
 
-Parameters are tensors of one shape, the entries of a distribution's batch; information ties parameters of one entry
-alone. For labels of one of C classes the parameters are log-probabilities, whose information is diag(p).
+The parameters are tensors of one shape, with an entry for each element of a distribution's batch; the information
+couples parameters of one element only. For labels of C classes the parameters are log-probabilities, and their
+information is diag(p).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Information:
     blocks: tuple[tuple[Tensor | float, ...], ...]  # row i, column j: E[d(-log p)/di d(-log p)/dj]
 
     def times(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """The information times vectors, one a parameter and of its shape."""
+        """Multiply the information by vectors, one per parameter and of its shape."""
         return [
             sum((block * vector for block, vector in zip(row, vectors, strict=True)), torch.zeros_like(vectors[0]))
             for row in self.blocks
@@ -32,40 +33,40 @@ class Information:
 
 
 def diagonal(*pairs: tuple[Tensor, Tensor]) -> Information:
-    """The information of parameters of which no two are tied, each given with its own."""
+    """The diagonal information of uncoupled parameters, from pairs of a parameter and its information."""
     count = len(pairs)
     blocks = [tuple(pairs[i][1] if i == j else 0.0 for j in range(count)) for i in range(count)]
     return Information(tuple(parameter for parameter, _ in pairs), tuple(blocks))
 
 
 def gamma(d: ds.Gamma) -> Information:
-    """Of a gamma distribution, in shape and rate."""
+    """The information of a gamma distribution in its shape and rate."""
     a, b = d.concentration, d.rate
     tied = -1 / b
     return Information((a, b), ((torch.polygamma(1, a), tied), (tied, a / b**2)))
 
 
 def beta(d: ds.Beta) -> Information:
-    """Of a beta distribution, in its two concentrations."""
+    """The information of a beta distribution in its two concentrations."""
     a, b = d.concentration1, d.concentration0
     both = -torch.polygamma(1, a + b)
     return Information((a, b), ((torch.polygamma(1, a) + both, both), (both, torch.polygamma(1, b) + both)))
 
 
 def binomial(d: ds.Binomial) -> Information:
-    """Of a binomial distribution, in its logits."""
+    """The information of a binomial distribution in its logits."""
     refuse_learnt_count(d)
     return diagonal((d.logits, d.total_count * odds_spread(d.logits)))
 
 
 def negative_binomial(d: ds.NegativeBinomial) -> Information:
-    """Of a negative binomial distribution, in its logits."""
+    """The information of a negative binomial distribution in its logits."""
     refuse_learnt_count(d)
     return diagonal((d.logits, d.total_count * d.logits.sigmoid()))
 
 
 def refuse_learnt_count(d: ds.Binomial | ds.NegativeBinomial) -> None:
-    """Raise SpectraError where the count is a parameter, of which the information has no closed form."""
+    """Raise SpectraError if the count depends on the output: its information has no closed form."""
     if d.total_count.requires_grad:
         raise unknown(f"{type(d).__name__} whose total_count depends on the output")
 
@@ -76,7 +77,7 @@ def odds_spread(logits: Tensor) -> Tensor:
 
 
 def location_scale(location: float, scale: float) -> Callable[..., Information]:
-    """The information of a symmetric family of location and scale: these numbers over the scale's square."""
+    """The information of a symmetric location-scale family: these numbers divided by the square of the scale."""
     return lambda d: diagonal((d.loc, location / d.scale**2), (d.scale, scale / d.scale**2))
 
 
@@ -101,7 +102,7 @@ FAMILIES: dict[type[ds.Distribution], Callable[..., Information]] = {
 def information(density: ds.Distribution) -> Information:
     """The Fisher information of a distribution in its parameters.
 
-    Raises SpectraError where it has no closed form here.
+    Raises SpectraError if it has no closed form here.
     """
     while isinstance(density, ds.Independent):
         density = density.base_dist
@@ -111,9 +112,9 @@ def information(density: ds.Distribution) -> Information:
 
 
 def unknown(what: str) -> SpectraError:
-    """The error for a distribution whose Fisher information is not known."""
+    """The error for a distribution without a closed form here."""
     names = ", ".join(family.__name__ for family in FAMILIES)
     return SpectraError(
-        f"`curvature` fisher: the information of {what} has no closed form here (there is one for {names} and "
-        "Independent of these); ask for fisher-mc, if it has an icdf, or for fisher-empirical"
+        f"`curvature` fisher: there is no closed form for the Fisher information of {what} (available: {names} and "
+        "Independent of these); use fisher-mc, if it has an icdf, or fisher-empirical"
     )

@@ -1,4 +1,4 @@
-"""What losses of class labels share: rows, class weights, ignored targets, soft targets, and smoothing."""
+"""The base class of losses of class labels: rows, class weights, ignored targets, soft targets, and smoothing."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from spectra.wording import counted
 class LabelLoss:
     """A loss of class labels, integers or probabilities: each target is an example.
 
-    Classes are along dimension 1, or along the last where the targets' shape says so. `class_dim` (1 or -1) decides;
-    without it, integer targets that both readings fit are refused.
+    Classes are along dimension 1, or along the last if the shape of the targets requires it. `class_dim` (1 or -1)
+    decides; without it, integer targets that fit both are refused.
     """
 
     class_weights: Tensor | None = None  # (C,)
@@ -30,7 +30,7 @@ class LabelLoss:
     reduction: str = "mean"
 
     name: ClassVar[str]
-    linear: ClassVar[bool] = False  # whether its second derivative by the output is zero
+    linear: ClassVar[bool] = False  # whether the second derivative in the output is zero
     convex: ClassVar[bool] = True  # in the output
     natural: ClassVar[bool] = False  # whether the output is p's natural parameter, so that ggn equals fisher
 
@@ -41,33 +41,33 @@ class LabelLoss:
             raise SpectraError(f"`loss` {self.name}: class_dim is {self.class_dim!r}; give 1 (PyTorch's) or -1")
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The output as rows (E, C), one a target.
+        """The output as rows (E, C), one per target.
 
-        Raises SpectraError where the shapes do not fit, or fit in two ways.
+        Raises SpectraError if the shapes do not fit, or fit in two ways.
         """
         soft = targets.is_floating_point()
         if output.ndim < 2:
             raise SpectraError(
                 f"`loss` {self.name}: the output of shape {tuple(output.shape)} has no dimension of classes; "
-                "let the model return (batch, classes)"
+                "return (batch, classes) from the model"
             )
         if soft and output.shape != targets.shape:
             if self._class_dims(output, targets):
-                raise mismatch(self.name, output, targets, "labels are real numbers; store them as integers")
+                raise mismatch(self.name, output, targets, "the labels are floating-point; store them as integers")
             raise mismatch(self.name, output, targets)
         if soft and self.ignore_index >= 0:
             raise SpectraError(
-                f"`loss` {self.name}: ignore_index is {self.ignore_index}, but targets are real; leave it out"
+                f"`loss` {self.name}: ignore_index is {self.ignore_index}, but the targets are probabilities; omit it"
             )
         dims = [self._soft_dim] if soft else self._class_dims(output, targets)
         if not dims:
             last = self.class_dim is not None and targets.shape == output.shape[:-1]
-            way_out = f"the classes come last: give {self.name}?class_dim=-1, a name, or let the model move them to 1"
+            way_out = f"the last dimension holds the classes: give `loss` {self.name}?class_dim=-1, or move it to 1"
             raise mismatch(self.name, output, targets, *([way_out] if last else []))
         if len(dims) > 1:
             raise SpectraError(
                 f"`loss` {self.name}: classes may be dimension 1 or the last of the output {tuple(output.shape)}; "
-                f"write {self.name}?class_dim=1 (as PyTorch has it) or ?class_dim=-1"
+                f"give {self.name}?class_dim=1 (PyTorch's choice) or ?class_dim=-1"
             )
         rows = output.movedim(dims[0], -1).flatten(0, -2)
         if self.class_weights is not None and len(self.class_weights) != rows.shape[1]:
@@ -78,11 +78,11 @@ class LabelLoss:
         return rows
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where a label is out of range, or a soft target is below 0."""
+        """Raise SpectraError if a label is out of range, or a soft target is below 0."""
         if targets.is_floating_point():
             if (targets < 0).any():
                 raise SpectraError(
-                    f"`loss` {self.name}: the targets are real numbers, but not probabilities (some are below 0); "
+                    f"`loss` {self.name}: the targets are floating-point, but not probabilities (some are negative); "
                     "store class labels as integers, or use `loss` mse"
                 )
             return
@@ -91,7 +91,7 @@ class LabelLoss:
         if wrong.any():
             raise SpectraError(
                 f"`data`: label {targets[wrong][0].item()} is out of range for {classes} classes "
-                f"(0 to {classes - 1}); give the model more outputs, or mark such targets with ?ignore_index="
+                f"(0 to {classes - 1}); give the model more outputs, or ignore such targets with ?ignore_index="
             )
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class LabelLoss:
         return int((targets != self.ignore_index).sum())
 
     def value_weights(self, targets: Tensor) -> Tensor:
-        """The weight of each value in the mean, (E, 1): its class weight, and zero where a target is ignored."""
+        """The weight of each value in the mean, (E, 1): its class weight, or zero if the target is ignored."""
         kept = self.counted(targets)
         if targets.is_floating_point() or self.class_weights is None:
             return in_float64(kept)[:, None]
@@ -130,7 +130,7 @@ class LabelLoss:
         return weights.where(kept.to(weights.device), 0)[:, None]
 
     def target_shape(self, targets: Tensor) -> torch.Size:
-        """The shape of the targets, each of them one place."""
+        """The shape of the targets, without the dimension of classes of soft targets."""
         if targets.is_floating_point():
             return targets.movedim(self._soft_dim, -1).shape[:-1]
         return targets.shape
@@ -150,7 +150,7 @@ class LabelLoss:
         return rows.argmax(dim=1)[kept] == targets[kept]
 
     def scales(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """The class weight of each target (E, 1), zero where it is ignored."""
+        """The class weight of each target (E, 1), or zero if it is ignored."""
         if not self._one_label(targets):
             return self._label_weights(rows, targets).sum(dim=1, keepdim=True)
         own = self._class_weights(rows)[self._labels(targets)]
@@ -158,11 +158,11 @@ class LabelLoss:
 
     @property
     def _soft_dim(self) -> int:
-        return self.class_dim or 1  # the shape of soft targets, being the output's, can't tell
+        return self.class_dim or 1  # soft targets have the shape of the output, which does not tell
 
     def _class_dims(self, output: Tensor, targets: Tensor) -> list[int]:
         """The dimensions of the output that may be the classes, given targets that are labels."""
-        # Sequences that the model has joined: (b T, C) for targets (b, T).
+        # Sequences that the model has flattened: (b T, C) for targets (b, T).
         joined = tuple(output.shape[:-1]) == (targets.numel(),) != (len(targets),)
         fits = {1: targets.shape == (output.shape[0], *output.shape[2:])}
         fits[output.ndim - 1] = targets.shape == output.shape[:-1] or joined
@@ -174,16 +174,16 @@ class LabelLoss:
         return targets.reshape(-1).long()  # smaller integers are refused by PyTorch, and bytes index as a mask
 
     def _one_label(self, targets: Tensor) -> bool:
-        """Whether each example has one label, and no other class any part of it."""
+        """Whether each target is one class label, without smoothing."""
         return not targets.is_floating_point() and not self.label_smoothing
 
     def _labels(self, targets: Tensor) -> Tensor:
-        """(E,) integers, 0 where a target is ignored."""
+        """The labels as integers (E,), or 0 for ignored targets."""
         labels = targets.reshape(-1).long()
         return labels.where(labels != self.ignore_index, 0)
 
     def _label_weights(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """The weight of each class as a label of each example, smoothing mixed in; zeros where a target is ignored."""
+        """The weight of each class as a label of each example, smoothing mixed in; zero for ignored targets."""
         weights, smooth = self._class_weights(rows), self.label_smoothing
         labels = self._flat(targets, rows.shape[1])
         if not targets.is_floating_point():

@@ -1,7 +1,7 @@
 """Losses of log-probabilities, in which they are linear: negative log-likelihood and Kullback-Leibler divergence.
 
-Their second derivative by the output is zero, and with it the GGN; the Fisher matrix has diag(p) in output space. The
-output is taken to be normalised, as `log_softmax` makes it.
+Their second derivative with respect to the output is zero, and so is the GGN; the Fisher matrix has diag(p) in output
+space. The output is assumed to be normalised, as `log_softmax` returns it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class NegativeLogLikelihood(LogProbabilityLoss):
 class KullbackLeibler(LogProbabilityLoss):
     """`torch.nn.KLDivLoss`: the divergence of the output's distribution from that of the targets.
 
-    An example is a distribution, along dimension 1 or, with `class_dim` -1, the last. The mean is PyTorch's, over all
-    numbers; with the reduction "batchmean" it is over the examples of the data. `log_target` says that the targets are
+    An example is a distribution along dimension 1, or along the last with `class_dim` -1. The mean is over all entries,
+    as in PyTorch; with the reduction "batchmean" it is over the examples of the data. With `log_target` the targets are
     log-probabilities.
     """
 
@@ -64,7 +64,7 @@ class KullbackLeibler(LogProbabilityLoss):
     name = "kl_div"
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where a target is no probability."""
+        """Raise SpectraError if a target is not a probability."""
         if not self.log_target:
             super().check(rows, targets)
 
@@ -75,7 +75,7 @@ class KullbackLeibler(LogProbabilityLoss):
         return values.sum(dim=1, keepdim=True)
 
     def weight(self, targets: Tensor) -> float:
-        """The number of targets, or of the batch's entries."""
+        """The length of the targets for the reduction "batchmean", otherwise the number of their entries."""
         return len(targets) if self.reduction == "batchmean" else targets.numel()
 
     def value_weights(self, targets: Tensor) -> Tensor:

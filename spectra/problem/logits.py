@@ -1,8 +1,8 @@
-"""Compute sigmoid and softmax without cancellation, also where the model is certain.
+"""Compute sigmoid and softmax without cancellation, even if the model is certain.
 
 Where p is near 1, rounding loses 1 - p, and with it the gradients p - y and the curvature p (1 - p) of every example
-that is fitted well. So no number near 1 is taken from 1 here: a sigmoid is made of exp(-|x|), and a softmax of the
-gaps between the largest logit and the others,
+that is fitted well. So no number near 1 is subtracted from 1 here: a sigmoid is computed from exp(-|x|), and a softmax
+from the gaps between the largest logit and the others,
 
     p_top = 1 / (1 + S),  p_j = exp(z_j - z_top) / (1 + S),  S = sum of exp(z_j - z_top) over j != top,
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def distance_from_zero(logits: Tensor) -> Tensor:
-    """|x|, with a derivative of 1 at zero; PyTorch's own has a second derivative that is no ordinary tensor."""
+    """|x|, with derivative 1 at zero; the second derivative of torch.abs is not an ordinary tensor."""
     return logits * torch.where(logits < 0, -1, 1).to(logits.dtype)
 
 
@@ -37,7 +37,7 @@ def top_class(logits: Tensor) -> Tensor:
 
 
 def gaps_to(logits: Tensor, top: Tensor) -> Tensor:
-    """z_j - z_top (E, C); the sign is taken of the small tensor, in every derivative too."""
+    """z_j - z_top (E, C); only the small tensor is negated, in every derivative too."""
     return logits + logits.gather(1, top).neg()
 
 
@@ -60,7 +60,7 @@ class Softmax:
 
     def centred(self, vectors: Tensor) -> Tensor:
         """(p - e_c)'u of all classes c, for each row u of (E, C): the mean of u under p less its entries."""
-        u = gaps_to(vectors, self.top)  # the same for every constant taken off, and zero where p may be 1
+        u = gaps_to(vectors, self.top)  # a constant subtracted changes nothing; zero where p may be 1
         return (self.probabilities * u).sum(dim=1, keepdim=True) - u
 
 

@@ -1,10 +1,10 @@
 """Losses as functions of the model's output: their values, weights, and the distribution p(y|f) behind them.
 
-A loss views the model's output as rows (E, K), one row an example: a target of cross entropy (each token of a
-sequence), or a row of mse and bce_with_logits. The mean over a data set is the sum of `total` over the sum of `weight`,
-PyTorch's own mean over all the data, whatever the batches; the sum, where its `reduction` is "sum". The second
-derivative L_i by row i is s_i times the Hessian of -log p at f_i; `scales` are the s_i. Losses of labels also tell
-which counted targets the output gets right (`ClassificationLoss`). `spectra.inputs.registers` lists those with names.
+A loss views the model's output as rows (E, K), one per example: a target of cross entropy (each token of a sequence),
+or a row of mse and bce_with_logits. The mean over a data set is the sum of `total` divided by the sum of `weight` over
+all batches, which is PyTorch's own mean over all data, however they are split; with `reduction` "sum" it is the sum of
+`total`. The second derivative L_i in row i is s_i times the Hessian of -log p at f_i; `scales` are the s_i.
+`spectra.inputs.registers` lists the losses that have names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from spectra.memory import out_of_memory
 from spectra.quoting import quoted
 from spectra.wording import counted
 
-MEND = "fix it there, or let it take (model, batch), its first parameter called model"
+FIX = "fix the loss (to get (model, batch), call its first parameter model)"
 RESHAPE = "choose the loss that fits them, or reshape the data"
 
 
@@ -37,12 +37,12 @@ class Loss(Protocol):
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
         """The model's output as rows.
 
-        Raises SpectraError where the shapes do not fit; reads no values, so that it can be traced.
+        Raises SpectraError if the shapes do not fit; reads no values, so that it can be traced.
         """
         ...
 
     def check(self, rows: Tensor, targets: Tensor) -> None:
-        """Raise SpectraError where values of targets do not fit rows of this width.
+        """Raise SpectraError if values of targets do not fit rows of this width.
 
         Called once, before the first use.
         """
@@ -53,7 +53,7 @@ class Loss(Protocol):
         ...
 
     def weight(self, targets: Tensor) -> float:
-        """The number by which the sum of the batch's losses enters the mean."""
+        """The contribution of the batch to the number by which the sum of losses is divided."""
         ...
 
     def examples(self, targets: Tensor) -> int:
@@ -66,7 +66,7 @@ class ClassificationLoss(Protocol):
     """A loss of labels, for which there is an accuracy."""
 
     def hits(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """Whether the output gets each counted target right: booleans (counted,)."""
+        """Whether the output predicts each counted target correctly: booleans (counted,)."""
         ...
 
 
@@ -90,18 +90,18 @@ class Elementwise:
     """A loss of single outputs: an example is a row, and the mean is over all its outputs."""
 
     name: ClassVar[str]
-    linear: ClassVar[bool] = False  # whether its second derivative by the output is zero
+    linear: ClassVar[bool] = False  # whether the second derivative in the output is zero
     convex: ClassVar[bool] = True  # in the output
     natural: ClassVar[bool] = False  # whether the output is p's natural parameter, so that ggn equals fisher
 
     def rows(self, output: Tensor, targets: Tensor) -> Tensor:
-        """The output as rows (E, K). Raises SpectraError where the targets have another shape."""
+        """The output as rows (E, K). Raises SpectraError if the targets have another shape."""
         if output.shape != targets.shape:
             way_out = RESHAPE
             if output.shape == (*targets.shape, 1):
-                way_out = "give the targets that dimension, y[..., None], or let the model return output.squeeze(-1)"
+                way_out = "add that dimension to the targets, y[..., None], or return output.squeeze(-1) from the model"
             if targets.shape == (*output.shape, 1):
-                way_out = "take it from the targets, y[..., 0], or let the model return output.unsqueeze(-1)"
+                way_out = "drop the targets' last dimension, y[..., 0], or return output.unsqueeze(-1) from the model"
             raise mismatch(self.name, output, targets, way_out)
         return output.reshape(len(output), -1)
 
@@ -153,7 +153,7 @@ def columns(uniform: Callable[[int], Tensor], count: int) -> Tensor:
 
 
 def normal_numbers(uniform: Callable[[int], Tensor], count: int) -> Tensor:
-    """Normal numbers (E, count) of variance 1 (Box and Muller 1958), in float64."""
+    """Standard normal numbers (E, count) in float64 (Box and Muller 1958)."""
     found = []
     for k in range(count):
         radius, angle = (-2 * uniform(2 * k).log()).sqrt(), 2 * torch.pi * uniform(2 * k + 1)
@@ -195,12 +195,12 @@ class CustomLoss:
     """A loss given as a function of (output, targets).
 
     Attributes:
-        function: it returns values of the examples (b, ...), or their mean over the batch (their sum, where `reduction`
-            is sum), or a mapping of such, whose values are the parts of a sum. Output and targets may be tuples, lists
-            or mappings of tensors.
+        function: it returns values of the examples (b, ...), or their mean over the batch (their sum if `reduction` is
+            sum), or a mapping of such parts, which are summed. Output and targets may be tuples, lists or mappings of
+            tensors.
         name: the name of the loss in results and error messages.
-        part: the key of one part of a mapping, which is then taken alone; None: the sum of all.
-        reduction: mean or sum, by which a single number stands for the batch.
+        part: the key of the only part of a mapping to use; None: the sum of all parts.
+        reduction: mean or sum: how a single number for a batch is computed from its examples' losses.
 
     Examples:
         >>> import spectra, torch
@@ -217,7 +217,7 @@ class CustomLoss:
     def __post_init__(self):
         if not callable(self.function):
             came = type(self.function).__name__
-            raise ArgumentError(f"`function` of type {came}: give a function (output, targets) -> values")
+            raise ArgumentError(f"`function`: expected a function (output, targets) -> values, got {came}")
 
     def rows(self, output: Tensor, targets: Any) -> Tensor:
         """Return the output itself, which the function needs in its own shape.
@@ -252,7 +252,7 @@ class CustomLoss:
         given = (leaf for leaf in pytree.tree_leaves(rows) if isinstance(leaf, Tensor))
         if not values.requires_grad and any(leaf.requires_grad for leaf in given):
             raise SpectraError(
-                f"`loss` {self.name}: its value does not depend on the output; leave out detach(), no_grad(), item()"
+                f"`loss` {self.name}: its value does not depend on the output; remove detach(), no_grad() and item()"
             )
         return values.sum()
 
@@ -275,10 +275,10 @@ class CustomLoss:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            told = remedy(error, MEND)
+            way_out = remedy(error, FIX)
             if takes_batch(self.function):
-                told = "it is called with (output, target): for (model, batch), call its first parameter model"
-            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); {told}") from error
+                way_out = "it was called with (output, target); to get (model, batch), call its first parameter model"
+            raise SpectraError(f"`loss` {self.name}: fails on the data ({describe(error)}); {way_out}") from error
 
     def weight(self, targets: Any) -> float:
         """The number of examples."""
@@ -297,56 +297,56 @@ def takes_batch(function: Callable[..., Any]) -> bool:
         return False
 
 
-def remedy(error: Exception, otherwise: str = "fix it there") -> str:
-    """What to do about a user's loss that fails with this error."""
+def remedy(error: Exception, otherwise: str = "fix the loss") -> str:
+    """The way out, for the message about a user's loss that fails with this error."""
     text = str(error)
-    if "dtype" in text or "scalar type" in text or "device" in text:  # as of a teacher that stays in float32
+    if "dtype" in text or "scalar type" in text or "device" in text:  # e.g. of a teacher network that stays in float32
         return (
-            "fix it there: what it computes with besides has to be of the model's dtype and device, as tensors and "
-            "networks of a loss that is a torch.nn.Module are"
+            "convert its own tensors and networks to the model's dtype and device; in a loss that is a torch.nn.Module "
+            "they are converted automatically"
         )
     if "does not require grad" in text:
-        return "fix it there: derivatives in a loss need create_graph=True, and inputs that require gradients"
+        return "derivatives inside a loss need create_graph=True, and inputs that require gradients"
     return otherwise
 
 
 class UserLoss(Protocol):
-    """What values of a user's loss are made of, beside what its function returns."""
+    """The attributes of a user's loss that `values_of` needs."""
 
     @property
     def name(self) -> str:
-        """The loss as messages call it."""
+        """The name of the loss in messages."""
         ...
 
     @property
     def part(self) -> str | None:
-        """The part to take alone of a loss that returns several."""
+        """The key of the only part to use, if the loss returns several."""
         ...
 
     @property
     def reduction(self) -> str:
-        """What one number for a batch is of its examples' losses: their mean or their sum."""
+        """Whether one number for a batch is the mean or the sum of its examples' losses."""
         ...
 
 
 def values_of(found: Any, count: int, loss: UserLoss) -> Tensor:
     """The losses of `count` examples (count,), or of all together (1,), from what a user's function returned.
 
-    Raises SpectraError where it returned anything else than values of the examples, one number, or a mapping of such.
+    Raises SpectraError if it returned anything other than values of the examples, one number, or a mapping of these.
     """
     if isinstance(found, Mapping):
         return sum_of_parts({str(key): value for key, value in found.items()}, count, loss)
     if loss.part is not None:
         raise SpectraError(
-            f"`loss_part` {quoted(loss.part)}: `loss` {loss.name} returns no mapping of parts; leave it out"
+            f"`loss_part` {quoted(loss.part)}: `loss` {loss.name} does not return a mapping of parts; omit it"
         )
     if isinstance(found, torch.distributions.Distribution):
         raise SpectraError(
-            f"`loss` {loss.name}: is a function of (output, target), and returned a distribution; let it take the "
-            "output alone, and options by keyword (output, *, scale=1.0), or return -log_prob(target)"
+            f"`loss` {loss.name}: takes (output, target), and returned a distribution; take the output alone, with "
+            "options by keyword (output, *, scale=1.0), or return -log_prob(target)"
         )
     if not (isinstance(found, Tensor) and found.is_floating_point()):
-        raise SpectraError(f"`loss` {loss.name}: returned a {type(found).__name__}, not a tensor of reals; return one")
+        raise SpectraError(f"`loss` {loss.name}: returned a {type(found).__name__}; return a floating-point tensor")
     if found.ndim == 0:
         return (found if loss.reduction == "sum" else found * count).reshape(1)
     if len(found) != count:
@@ -358,18 +358,18 @@ def values_of(found: Any, count: int, loss: UserLoss) -> Tensor:
 
 
 def sum_of_parts(parts: Mapping[str, Any], count: int, loss: UserLoss) -> Tensor:
-    """The values of the part that is asked for, or the sum of all.
+    """The values of the chosen part, or the sum of all parts.
 
-    Parts of one number for the batch add to it as they do to a sum of values. Raises SpectraError as `values_of` does.
+    If some parts are one number for the batch, the sum is one number too. Raises SpectraError as `values_of` does.
     """
     if not parts:
         raise SpectraError(f"`loss` {loss.name}: returned an empty mapping; return one part or more")
     if loss.part is not None and loss.part not in parts:
         names = ", ".join(quoted(name) for name in parts)
-        raise SpectraError(f"`loss_part` {quoted(loss.part)}: `loss` {loss.name} has no such part; it has {names}")
+        raise SpectraError(f"`loss_part` {quoted(loss.part)}: `loss` {loss.name} has no such part; available: {names}")
     chosen = parts if loss.part is None else {loss.part: parts[loss.part]}
     values = [values_of(value, count, PartOf(f"{loss.name}[{name}]", loss.reduction)) for name, value in chosen.items()]
-    if len({len(value) for value in values}) > 1:  # of the examples and of the batch
+    if len({len(value) for value in values}) > 1:  # some per example, some for the batch
         values = [value.sum(dim=0, keepdim=True) for value in values]
     return torch.stack(values).sum(dim=0)
 

@@ -1,7 +1,7 @@
-"""Make the tensors that a model is called with: new ones, so that nothing it does to them reaches the data.
+"""Make new tensors to call a model with, so that nothing it does to them changes the data.
 
-A model that asks for gradients by its inputs sets `requires_grad` on them; one that preprocesses in place writes to
-them. The first needs another tensor of the same memory, the second a copy.
+A model may set `requires_grad` on its inputs, or write to them in place. The first needs a new tensor on the same
+memory, the second a copy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 
 class Structured(ABC):
-    """Inputs of a batch that are more than a tree of tensors by examples, as graphs: a node of PyTorch's pytrees."""
+    """Inputs that are not a tree of tensors with one entry per example, such as graphs: a node of PyTorch's pytrees."""
 
     @property
     @abstractmethod
@@ -25,7 +25,7 @@ class Structured(ABC):
 
     @abstractmethod
     def whole(self) -> Any:
-        """The object that a loss of (model, batch) is given."""
+        """The object that is passed to a loss of (model, batch)."""
 
     @abstractmethod
     def call(self, model: nn.Module) -> Any:
@@ -33,7 +33,7 @@ class Structured(ABC):
 
     @abstractmethod
     def part(self, cut: slice | Tensor) -> Structured:
-        """The inputs of some of the examples. Raises SpectraError where they cannot be cut."""
+        """The inputs of some of the examples. Raises SpectraError if they cannot be cut."""
 
     @abstractmethod
     def kind(self) -> Any:
@@ -41,11 +41,11 @@ class Structured(ABC):
 
     @abstractmethod
     def joined(self, others: Sequence[Any]) -> Structured:
-        """The inputs of these examples and others. Raises SpectraError where they cannot be joined."""
+        """The inputs of these examples and others. Raises SpectraError if they cannot be joined."""
 
 
 def divisible(x: Tensor) -> bool:
-    """Whether examples are taken from a tensor along its first dimension: sparse and nested ones stay whole."""
+    """Whether a tensor can be cut into examples along its first dimension; sparse and nested tensors cannot."""
     return x.layout is torch.strided and not x.is_nested
 
 
@@ -60,5 +60,5 @@ def map_tensors(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
 
 
 def versions(inputs: Any) -> list[int]:
-    """Numbers that grow with each write to the tensors."""
+    """The version counters of the tensors, which grow with each in-place write."""
     return [x._version for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]

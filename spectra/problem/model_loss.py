@@ -1,7 +1,7 @@
-"""The loss that a model returns by itself, as those of transformers do, and Lightning's `training_step`.
+"""The loss that a model computes itself: that of transformers' models, and Lightning's `training_step`.
 
-A batch that is a mapping gives the model's keywords, a tuple its positional arguments. What the model returns holds the
-loss under `loss`, as the first entry or the only number of a tuple, or is the loss itself.
+The model is called with a batch: a mapping gives keywords, a tuple gives positional arguments. The loss is the value
+that the model returns, its entry `loss`, or the first entry or the only number of a tuple.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from spectra.problem.model_inputs import Structured
 from spectra.problem.outputs import contents, entries
 
 STEP = "training_step"  # of Lightning's modules
-BEFORE_STEP = ("on_before_batch_transfer", "on_after_batch_transfer")  # which may change a batch
-ASKS = "return_loss"  # of CLIP and its like in transformers
-LOGGING = ("log", "log_dict", "print")  # which ask for a trainer
+BEFORE_STEP = ("on_before_batch_transfer", "on_after_batch_transfer")  # hooks that may change a batch
+RETURN_LOSS = "return_loss"  # an argument of CLIP and similar models of transformers
+LOGGING = ("log", "log_dict", "print")  # methods that need a trainer
 
 
 def returned_loss(model: nn.Module, batch: Any) -> Any:
-    """The loss that the model returns for a batch. Raises SpectraError where it returns none."""
+    """The loss that the model returns for a batch. Raises SpectraError if it returns none."""
     return loss_in(call(model, batch))
 
 
@@ -39,9 +39,9 @@ class ModelLoss(BatchLoss):
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """What the model returns for a batch: by `training_step`, where it is one of Lightning's, else by a call."""
+    """Call `training_step` on a batch if the model is a LightningModule, otherwise the model itself."""
     if not is_lightning(model):
-        return forward(model, {ASKS: True, **batch} if asks(model, batch) else batch)
+        return forward(model, {RETURN_LOSS: True, **batch} if takes_return_loss(model, batch) else batch)
     with unlogged(model):
         for hook in filter(None, (getattr(model, name, None) for name in BEFORE_STEP)):
             batch = hook(batch, 0)
@@ -49,18 +49,18 @@ def call(model: nn.Module, batch: Any) -> Any:
         return step(batch, 0) if takes_index(step) else step(batch)
 
 
-def asks(model: nn.Module, batch: Any) -> bool:
-    """Whether a model returns its loss where an argument asks for it, as CLIP does."""
-    if not isinstance(batch, Mapping) or ASKS in batch:
+def takes_return_loss(model: nn.Module, batch: Any) -> bool:
+    """Whether a model has an argument `return_loss`, as CLIP has, which the batch does not set."""
+    if not isinstance(batch, Mapping) or RETURN_LOSS in batch:
         return False
     try:
-        return ASKS in inspect.signature(model.forward).parameters
-    except (TypeError, ValueError):  # of TorchScript and the like
+        return RETURN_LOSS in inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # TorchScript and the like have no signature
         return False
 
 
 def takes_index(step: Callable[..., Any]) -> bool:
-    """Whether a training step takes the number of its batch beside the batch."""
+    """Whether a training step takes the index of the batch as a second argument."""
     parameters = inspect.signature(step).parameters.values()
     return len(parameters) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
@@ -76,7 +76,7 @@ def forward(model: nn.Module, inputs: Any) -> Any:
 
 @contextmanager
 def unlogged(model: nn.Module) -> Iterator[None]:
-    """Switch off what a module of Lightning's logs, since it asks for a trainer, inside this context."""
+    """Replace the logging methods of a LightningModule, which need a trainer, by no-ops inside this context."""
     had = {name: vars(model)[name] for name in LOGGING if name in vars(model)}
     vars(model).update(dict.fromkeys(LOGGING, ignored))
     try:
@@ -92,12 +92,12 @@ def ignored(*_arguments: Any, **_keywords: Any) -> None:
 
 
 def is_lightning(model: nn.Module) -> bool:
-    """Whether the model is one of Lightning's; looked up by name, since Lightning is slow to import."""
+    """Whether the model is a LightningModule, by the name of its class, since Lightning is slow to import."""
     return any(kind.__name__ == "LightningModule" for kind in type(model).__mro__) and hasattr(model, STEP)
 
 
 def loss_in(returned: Any) -> Any:
-    """The loss in what a model returned: a tensor, or a mapping of parts. Raises SpectraError where there is none."""
+    """The loss in what a model returned: a tensor, or a mapping of parts. Raises SpectraError if there is none."""
     if isinstance(returned, Tensor):
         if returned.ndim < 2:
             return returned
@@ -119,12 +119,12 @@ def loss_in(returned: Any) -> Any:
         came = f"tensor of shape {tuple(returned.shape)}"
     raise SpectraError(
         f"`loss` model: the model returned a {came} without a loss; give it the inputs that its loss needs, such as "
-        "labels, or name a loss"
+        "labels, or choose another `loss`"
     )
 
 
 def logits_in(returned: Any) -> Tensor | None:
-    """The logits beside the loss in what a model returned; None where there are none."""
+    """The logits in the value that a model returned with its loss; None if there are none."""
     found = entries(returned).get("logits")
     if found is None and isinstance(returned, tuple | list) and len(returned) > 1:
         found = next((value for value in returned if isinstance(value, Tensor) and value.ndim > 1), returned[1])

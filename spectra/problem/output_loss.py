@@ -1,4 +1,4 @@
-"""The model's own scalar output in the place of a loss: an energy of positions, or one of the outputs by itself."""
+"""The loss `output`: the model's own scalar output, such as an energy of positions, or one of several outputs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from spectra.wording import counted
 
 
 def itself(output: Any, _targets: Any) -> Any:
-    """The output."""
+    """Return the output."""
     return output
 
 
 @dataclass(frozen=True)
 class OutputLoss(CustomLoss):
-    """The model's output, one number for each example. Data may have no targets, and none is looked at.
+    """The model's output as the loss, one number per example; targets are ignored, and may be missing.
 
-    Of a model that returns several numbers for an example, `index` names one, from 0.
+    If the model returns several numbers per example, `index` selects one, from 0.
     """
 
     function: Callable[[Any, Any], Any] = itself
@@ -40,25 +40,25 @@ class OutputLoss(CustomLoss):
         return rows.sum()
 
     def called(self, output: Any, targets: Any) -> Any:
-        """The number of each example (b,). Raises SpectraError where the output is none, or several."""
+        """The number of each example (b,). Raises SpectraError if the output is not one number per example."""
         if not isinstance(output, Tensor):
             raise SpectraError(
-                f"`loss` output: the model returned a {type(output).__name__}, not a tensor; name one by `output`"
+                f"`loss` output: the model returned a {type(output).__name__}, not a tensor; select one with `output`"
             )
         if output.ndim == 0:
             raise SpectraError(
-                "`loss` output: the model returned one number for all examples; let it return one for each, (b,)"
+                "`loss` output: the model returned one number for all examples; return one per example, shape (b,)"
             )
         values = self.function(output, targets).reshape(len(output), -1)
         width = values.shape[1]
         if self.index is None and width > 1:
             raise SpectraError(
-                f"`loss` output: the model returns {counted(width, 'number')} for an example; name one of them, as "
+                f"`loss` output: the model returns {counted(width, 'number')} per example; select one, e.g. "
                 f"output?index={width - 1}"
             )
         if self.index is not None and self.index >= width:
             raise SpectraError(
-                f"`loss` output?index={self.index}: the model returns {counted(width, 'number')} for an example; "
+                f"`loss` output?index={self.index}: the model returns {counted(width, 'number')} per example; "
                 f"indices go from 0 to {width - 1}"
             )
         return values[:, self.index or 0]

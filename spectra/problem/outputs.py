@@ -1,7 +1,7 @@
-"""Choose the tensor of a model's output that the loss is taken of, from dicts, tuples, dataclasses and nested ones.
+"""Choose the tensor of a model's output that the loss is applied to, from nested dicts, tuples and dataclasses.
 
-A user's loss may take all of an output. Its tensors are then laid side by side in rows, one row an example, so that
-matrices in output space see one tensor; a `Layout` tells how the output is made of the rows again.
+A user's loss may take the whole output. Its tensors are then concatenated into rows, one per example, so that matrices
+in output space see one tensor; a `Layout` restores the output from the rows.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SHOWN = 8  # entries that an error message lists
 def choose_output(output: Any, key: str | None = None, trees: bool = False) -> Any:
     """The output itself, the only tensor among its entries, or the entry that a dotted path such as `0.logits` names.
 
-    A part of the path is a key, the name of an attribute, or an index (`0`, `-1`). Of the tensors of a model of
-    transformers the one called logits is chosen. With `trees`, an output of several tensors in tuples, lists and
-    mappings is returned as it is. Raises SpectraError.
+    Each part of the path is a key, the name of an attribute, or an index (`0`, `-1`). For models of transformers,
+    `logits` is chosen. With `trees`, an output of several tensors in tuples, lists and mappings is returned unchanged.
+    Raises SpectraError if no tensor is found, or the choice is ambiguous.
     """
     if key is not None:
         return follow(output, key)
@@ -53,9 +53,9 @@ def is_of_transformers(output: Any) -> bool:
 
 
 def follow(output: Any, key: str) -> Tensor:
-    """The tensor at a dotted path in the output. Raises SpectraError where there is none."""
+    """The tensor at a dotted path in the output. Raises SpectraError if there is none."""
     if isinstance(output, Tensor):
-        raise SpectraError(f"`output` {foreign(key)}: the model's output is one tensor {shape(output)}; leave it out")
+        raise SpectraError(f"`output` {foreign(key)}: the model's output is one tensor {shape(output)}; omit `output`")
     value, path = output, "the model's output"
     for part in key.split("."):
         found = entries(value)
@@ -64,19 +64,19 @@ def follow(output: Any, key: str) -> Tensor:
         elif part in found:
             value = found[part]
         else:
-            text = f"has no entry {foreign(part)!r}{contents(value)}; name one that is there"
+            text = f"has no entry {foreign(part)!r}{contents(value)}; name one of its entries"
             raise SpectraError(f"`output` {foreign(key)}: {path} {text}")
         path = f"its entry {foreign(part)}"
     if not isinstance(value, Tensor):
         raise SpectraError(
             f"`output` {foreign(key)}: {path} is of type {type(value).__name__}{contents(value)}, not a tensor; name a "
-            "tensor, with dots to go deeper"
+            "tensor, with dots for nested entries"
         )
     return value
 
 
 def entries(value: Any) -> dict[str, Any]:
-    """What a container holds, by the names that a path may use; empty for a tensor and the like."""
+    """The entries of a container by the names that a path may use; empty for a tensor or a string."""
     if isinstance(value, Tensor | str):
         return {}
     if isinstance(value, Mapping):
@@ -107,14 +107,14 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How an output of several tensors lies in rows (b, K)."""
+    """The structure of an output of several tensors, which restores it from rows (b, K)."""
 
     structure: pytree.TreeSpec
     leaves: tuple[Any, ...]  # the shape and dtype of a tensor, as a pair; any other leaf as it is
-    by_example: bool  # whether each tensor's first dimension counts the examples: then it is left out of the shapes
+    by_example: bool  # whether the first dimension of all tensors counts the examples, and is left out of the shapes
 
     def restored(self, rows: Tensor) -> Any:
-        """The output whose tensors lie in the rows."""
+        """Restore the output from rows (b, K)."""
         shapes = [leaf[0] for leaf in self.leaves if isinstance(leaf, tuple)]
         parts = iter(rows.split([prod(shape) for shape in shapes], dim=1))
         first = (len(rows),) if self.by_example else ()
@@ -126,10 +126,10 @@ class Layout:
 
 
 def flattened(output: Any, count: int) -> tuple[Tensor, Layout]:
-    """The tensors of an output for `count` examples, side by side in rows (count, K), and how they lie there.
+    """Concatenate the tensors of an output for `count` examples into rows (count, K); return these and the layout.
 
-    Where a tensor has another first dimension, all lie in one row, (1, K). Integers become real numbers there, and
-    complex numbers pairs of real ones.
+    If the first dimension of a tensor is not `count`, there is one row (1, K). Integers are converted to floating
+    point, and complex numbers to pairs of real ones.
     """
     values, structure = pytree.tree_flatten(output)
     tensors = [value for value in values if isinstance(value, Tensor)]
@@ -143,12 +143,12 @@ def flattened(output: Any, count: int) -> tuple[Tensor, Layout]:
 
 
 def as_kind(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Real numbers as numbers of a dtype: integers are rounded, complex ones made of pairs along the last dimension."""
+    """Convert real numbers to a dtype, rounded for integers; for complex dtypes the last dimension holds pairs."""
     if dtype.is_complex:
         return torch.view_as_complex(values.contiguous()).to(dtype)
     return values.to(dtype) if dtype.is_floating_point else values.detach().round().to(dtype)
 
 
 def tuple_like(tree: Any, values: Iterable[Any]) -> tuple[Any, ...]:
-    """The values as a tuple; as a named one where `tree` is named, whose user may take them by name."""
+    """The values as a tuple, or as a named tuple of the type of `tree`."""
     return type(tree)(*values) if isinstance(tree, tuple) and hasattr(tree, "_fields") else tuple(values)

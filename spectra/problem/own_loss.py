@@ -1,7 +1,7 @@
-"""The loss that a model returns as a function of the logits that it returns beside it, where that is no loss of ours.
+"""The loss that a model returns, as a function of the logits that it returns too, for losses that are not built in.
 
-One module of the model makes the logits. While that is made to return other logits, the model's own loss is a function
-of them, which has a GGN and gradients of single examples, as a user's loss of (output, target) has.
+One module of the model computes the logits. A hook replaces its output by given logits, so that the model's loss is a
+function of them, with a GGN and gradients of single examples, like a user's loss of (output, target).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from spectra.problem.model_loss import call, loss_in
 
 @dataclass(frozen=True)
 class OwnLoss:
-    """The loss of a model, as a function of its logits and of the batch that it is called with."""
+    """The loss of a model as a function of its logits and of the batch."""
 
     model: nn.Module
     producer: str  # the name of the module whose output is the logits
 
     def __call__(self, logits: Tensor, batch: Any) -> Any:
-        """The loss that the model returns for the batch, were these its logits."""
+        """The loss that the model returns for the batch with its logits replaced by these."""
         handle = self.model.get_submodule(self.producer).register_forward_hook(lambda *_: logits)
         try:
             return loss_in(call(self.model, batch))
@@ -32,7 +32,7 @@ class OwnLoss:
 
 
 def producer_of(model: nn.Module, batch: Any, logits: Tensor) -> str | None:
-    """The name of the last module whose output for a batch is equal to the logits; None where there is none."""
+    """The name of the last module whose output for a batch is equal to the logits; None if there is none."""
     found: list[str] = []
 
     def note(name: str, _module: nn.Module, _arguments: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Refuse parameters that have no real second derivative: complex and sparse ones, and those of inference mode."""
+"""Refuse parameters without a real second derivative: complex, sparse, or made in inference mode."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from spectra.quoting import foreign
 
 
 def refuse_unsuitable_parameters(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise SpectraError where a parameter is complex, sparse, or made in inference mode."""
+    """Raise SpectraError if a parameter is complex, sparse, or made in inference mode."""
     for given, p in parameters.items():
         name = foreign(given)
         if p.is_complex():
             raise SpectraError(
-                f"`model`: its parameter {name} is complex ({p.dtype}), not real; store it as "
-                "torch.view_as_real(parameter), and let forward take torch.view_as_complex of that"
+                f"`model`: its parameter {name} is complex ({p.dtype}), not real; store "
+                "torch.view_as_real(parameter), and apply torch.view_as_complex to it in forward"
             )
         if p.layout is not torch.strided:
             raise SpectraError(
-                f"`model`: its parameter {name} is sparse ({p.layout}); store its values, and let forward make the "
-                "matrix of them by torch.sparse_coo_tensor(indices, values, size)"
+                f"`model`: its parameter {name} is sparse ({p.layout}); store its values, and build the matrix in "
+                "forward with torch.sparse_coo_tensor(indices, values, size)"
             )
         if p.is_inference():
             raise SpectraError(

@@ -1,4 +1,4 @@
-"""The Problem: a model, a loss and examples, at the model's present parameters."""
+"""The `Problem`: a model, a loss and data, at the model's current parameters."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from spectra.wording import counted
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes among which batches are dealt: this process alone, unless a subclass says otherwise."""
+    """The processes that share the batches; here this process alone, and several in a subclass."""
 
     rank: int = 0
     count: int = 1
 
     def total(self, part: Tensor) -> Tensor:
-        """The sum over all processes, the same bits on each."""
+        """Sum `part` over all processes; each gets the same bits."""
         return part
 
     def least(self, number: int) -> int:
-        """The smallest of the processes' numbers."""
+        """The minimum of `number` over all processes."""
         return number
 
     def totals(self, *numbers: float) -> list[float]:
-        """The sum over all processes of each number."""
+        """Sum each number over all processes."""
         return self.total(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
 
@@ -59,17 +59,17 @@ class Problem:
         model: the network.
         loss: a loss of spectra: `CrossEntropy`, `MeanSquaredError`, `BinaryCrossEntropy`, `CustomLoss` or another.
         batches: the data, as a list of `Batch`.
-        parameters: the chosen parameters by name, whose entries in this order are the n rows of a matrix. If empty, all
-            parameters that require gradients.
+        parameters: the chosen parameters by name; their entries, in this order, are the n rows of a matrix. If empty,
+            all parameters that require gradients.
         weight_decay: the coefficient of |theta|^2 / 2, which is added to the loss.
         seed: the seed of the labels that fisher-mc draws.
         mc_samples: the number of labels that fisher-mc draws for each example.
         output_key: which tensor is the output of a model that returns several, such as `logits` or `0.hidden`.
-        processes: the processes among which products are shared; each holds all batches.
-        recompute_activations: compute blocks of the model anew for derivatives, which takes less memory and more time;
-            None: where memory requires it.
-        blocks: the names of the modules that are computed anew.
-        head: the last layer, where its logits are computed in chunks of tokens; else None.
+        processes: the processes that share the products; each holds all batches.
+        recompute_activations: whether to recompute activations in the model's blocks for derivatives, which takes less
+            memory and more time; None: only if memory requires it.
+        blocks: the names of the modules with recomputed activations.
+        head: the last layer, if its logits are computed in chunks of tokens; otherwise None.
 
     Examples:
         >>> import torch, spectra
@@ -145,7 +145,7 @@ class Problem:
     def mean_weight(self) -> float:
         """The number by which the sum of the batches' losses is divided to give the mean loss.
 
-        It is 1 for a loss of which only the sum over all data is defined.
+        It is 1 for a loss with `reduction` "sum".
 
         Raises:
             SpectraError: all targets are ignored or have weight 0.
@@ -153,8 +153,8 @@ class Problem:
         weight = sum(map(self.weight_of, self.batches))
         if not weight > 0:
             raise SpectraError(
-                "`data`: no target counts (there are none, or each is ignored or of weight 0), so there is no mean "
-                "loss; check ignore_index and weight of `loss`"
+                "`data`: there are no targets, or all are ignored or have weight 0, so the mean loss is undefined; "
+                "check ignore_index and weight of `loss`"
             )
         return 1.0 if getattr(self.loss, "reduction", "mean") == "sum" else weight
 
@@ -164,7 +164,7 @@ class Problem:
         return sum(map(self.examples_of, self.batches))
 
     def weight_of(self, batch: Batch) -> float:
-        """The part of a batch in the weight of all data."""
+        """The contribution of a batch to `mean_weight`."""
         if batch.targets is None:
             return len(batch)
         labels, weights = self.labels(batch), weights_of(self.loss, batch.targets)
@@ -184,7 +184,7 @@ class Problem:
         """The targets of a batch as the loss takes them, without their weights.
 
         Raises:
-            SpectraError: the loss takes other targets.
+            SpectraError: the loss does not take such targets.
         """
         return labels_of(self.loss, batch.targets)
 
@@ -199,7 +199,7 @@ class Problem:
     def rows(self, batch: Batch) -> Tensor:
         """Compute the model's output on a batch as the loss views it, with one row for each example: (E, K).
 
-        For a user's loss, rows are the output itself, (b, ...), or its tensors side by side where it has several, (b,
+        For a user's loss, rows are the output itself, (b, ...), or its tensors side by side if it has several, (b,
         K). For a loss of (model, batch), they are its values, (b, 1) or (1, 1).
 
         Raises:
@@ -230,19 +230,19 @@ class Problem:
         return (weights.to(rows) * values).where(weights != 0, 0).sum()
 
     def hits(self, loss: ClassificationLoss, rows: Tensor, batch: Batch) -> Tensor:
-        """Whether the output gets each counted target right: booleans (counted,)."""
+        """Whether the output predicts each counted target correctly: booleans (counted,)."""
         hits, weights = loss.hits(rows, self.labels(batch)), weights_of(loss, batch.targets)
         if weights is None:
             return hits
         return hits[(weights != 0)[weighable(loss).counted(self.labels(batch))].flatten()]
 
     def restored(self, rows: Tensor, batch: Batch) -> Any:
-        """The model's output that is contained in the rows of a user's loss. Call `rows` for this batch first."""
+        """Restore the model's output from the rows of a user's loss. Call `rows` for this batch first."""
         layout = self.layout(batch)
         return layout.restored(rows) if layout else rows
 
     def layout(self, batch: Batch) -> Layout | None:
-        """How an output of several tensors is laid out in the rows of a batch; None before `rows` was called for it."""
+        """The layout of an output of several tensors in the rows of a batch; None before `rows` was called for it."""
         if not self.layouts:
             return None
         return self.layouts.get(layout_key(batch, False)) or self.layouts.get(layout_key(batch, True))
@@ -256,7 +256,7 @@ class Problem:
         self.loss.check(rows, self.labels(batch))
         weights = weights_of(self.loss, batch.targets)
         if weights is not None and not (weights >= 0).all():
-            raise SpectraError("`data`: weights of targets have to be 0 or more; some are not")
+            raise SpectraError("`data`: some weights of targets are negative or nan; give weights of 0 or more")
 
     def output(self, batch: Batch) -> Any:
         """Compute the model's output on a batch, without side effects on the model.
@@ -271,7 +271,7 @@ class Problem:
             return self.call(batch)
 
     def call(self, batch: Batch) -> Any:
-        """Call the model on a batch; side effects, as on BatchNorm's statistics, stay.
+        """Call the model on a batch, without undoing side effects such as those on BatchNorm's statistics.
 
         Raises:
             SpectraError: the model fails, or the loss needs one tensor and `output_key` names none.
@@ -282,8 +282,8 @@ class Problem:
         output = self._forward(given, batch)
         if not self.writes_inputs and versions(given) != before:
             raise SpectraError(
-                "`model`: writes to its inputs in place, for some batches only, so that the data have changed; let its "
-                "forward work on a copy (x = x.clone())"
+                "`model`: its forward wrote to its inputs in place, for some batches only, and changed the data; let "
+                "it work on a copy (x = x.clone())"
             )
         return output if grad else map_tensors(Tensor.detach, output)
 
@@ -292,16 +292,16 @@ class Problem:
         """Whether the model writes to its inputs in place; it is tried on copies of a few examples."""
         batch = self.batches[0]
         for cut in (slice(2), slice(None)):
-            with suppress(SpectraError, TypeError):  # inputs that are not cut, a model that takes no two examples
+            with suppress(SpectraError, TypeError):  # inputs that cannot be cut, or a model that rejects two examples
                 some = batch if cut == slice(None) else batch.part(cut)
                 given = detached_inputs(some.inputs, True)
                 before = versions(given)
                 self._forward(given, some)
                 return versions(given) != before
-        return False  # the same error comes again, and is reported there
+        return False  # the next call raises the same error, and reports it
 
     def _forward(self, inputs: Any, batch: Batch) -> Any:
-        """The model's output on inputs like the batch's, with gradients on: some models differentiate in forward."""
+        """The model's output on inputs, with gradients enabled, since some models differentiate in forward."""
         try:
             with torch.enable_grad(), recomputing(self.model, self.blocks):
                 if isinstance(self.loss, BatchLoss):
@@ -314,11 +314,13 @@ class Problem:
             way_out = "check that `model` fits `data`"
             of_kinds = any(phrase in str(error) for phrase in ("type", "not implemented for"))  # and not of shapes
             if "index out of range" in str(error):  # PyTorch's, of an embedding
-                way_out = "an index is beyond an embedding: a token id, or a sequence longer than the model takes"
-            if "Guard failed" in str(error):  # torch.export's, which fixes sizes unless it is told otherwise
-                way_out = "it was exported for one size: choose `batch_size`, or export it with dynamic_shapes"
+                way_out = "an index exceeds an embedding: check the token ids and the length of the sequences"
+            if "Guard failed" in str(error):  # torch.export's, which fixes sizes by default
+                way_out = "it was exported for one batch size: set `batch_size` to that, or export with dynamic_shapes"
             if isinstance(inputs, Tensor) and not inputs.is_floating_point() and of_kinds:
-                way_out = f"x holds integers ({inputs.dtype}): `transform` file.py:name can scale them to floats"
+                way_out = (
+                    f"x holds integers ({inputs.dtype}): convert them to floats, e.g. with `transform` file.py:name"
+                )
             raise SpectraError(
                 f"`model`: fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
             ) from error
@@ -328,22 +330,22 @@ class Problem:
         kinds = {tensor.dtype for tensor in tensors_of(chosen)}
         if not any(kind.is_floating_point or kind.is_complex for kind in kinds):
             raise SpectraError(
-                f"`model`: its output is {listed(kinds)}, which has no derivative; let it return the real numbers that "
-                "the loss is made of, as logits are, or name them by `output`"
+                f"`model`: its output is {listed(kinds)}, which has no derivative; return floating-point values, such "
+                "as logits, or select them with `output`"
             )
         return chosen
 
     def _takes_container(self, loss: CustomLoss, output: Any, targets: Any) -> bool:
-        """Whether a user's loss takes the only tensor of an output in the container in which it comes, as `o.logits`.
+        """Whether a user's loss expects the container that holds the only tensor of an output, as in `o.logits`.
 
-        It is tried once, on the container: of a tensor `o[0]` is the first row, and may be taken for an output.
+        The loss is tried once on the container, since `o[0]` of a bare tensor would silently be its first row.
         """
         if not self.containers and tensors_of(output):
             self.containers.append(works(loss, output, targets))
         return self.containers == [True]
 
     def vector(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Concatenate tensors of the shapes of the parameters to one vector (n,)."""
+        """Concatenate tensors with the shapes of the parameters into one vector (n,)."""
         return torch.cat([t.reshape(-1) for t in tensors])
 
     def parameter_vector(self) -> Tensor:
@@ -351,7 +353,7 @@ class Problem:
         return self.vector([p.detach() for p in self.leaves])
 
     def tensors(self, vector: Tensor, leaves: slice = slice(None)) -> tuple[Tensor, ...]:
-        """Split a vector (n,) into views of the shapes of the parameters.
+        """Split a vector (n,) into views with the shapes of the parameters.
 
         Args:
             vector: the vector, over all parameters or over those of `leaves` alone.
@@ -366,7 +368,7 @@ class Problem:
 
 
 def works(loss: CustomLoss, output: Any, targets: Any) -> bool:
-    """Whether a user's loss takes an output."""
+    """Whether a user's loss accepts an output."""
     with suppress(SpectraError):
         loss.called(output, targets)
         return True
@@ -374,9 +376,7 @@ def works(loss: CustomLoss, output: Any, targets: Any) -> bool:
 
 
 def layout_key(batch: Batch, by_example: bool) -> tuple[tuple[int, ...], ...]:
-    """A key that is equal for batches for which a model's outputs are laid out alike: of any size, where the outputs
-    are those of single examples.
-    """
+    """A key that is equal for batches with the same layout of outputs; `by_example` leaves out the batch size."""
     return tuple(tuple(tensor.shape[1 if by_example else 0 :]) for tensor in tensors_of(batch.inputs))
 
 
@@ -386,27 +386,27 @@ def listed(dtypes: Iterable[torch.dtype]) -> str:
 
 
 def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
-    """Raise ArgumentError where an argument is not a model, a loss of ours or a list of batches."""
+    """Raise ArgumentError if an argument is not a model, a loss of ours or a list of batches."""
     if not isinstance(model, nn.Module):
-        came = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        came = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise ArgumentError(f"`model`: expected a torch.nn.Module, got {came}")
     if isinstance(loss, type) or not isinstance(loss, Loss):
         came = getattr(loss, "__name__", type(loss).__name__)
         raise ArgumentError(
-            f"`loss`: {came} is not a loss of spectra; use spectra.MeanSquaredError(), CrossEntropy(), "
+            f"`loss`: expected a loss of spectra, got {came}; use spectra.MeanSquaredError(), CrossEntropy(), "
             "BinaryCrossEntropy() or CustomLoss(function)"
         )
     if not isinstance(batches, Sequence) or not all(isinstance(batch, Batch) for batch in batches[:1]):
         inside = f" of {type(batches[0]).__name__}" if isinstance(batches, Sequence) else ""
         raise ArgumentError(
-            f"`batches`: {type(batches).__name__}{inside} is not a list of spectra.Batch; make them with "
+            f"`batches`: expected a list of spectra.Batch, got {type(batches).__name__}{inside}; make them with "
             "spectra.cut_batches(x, y, torch.arange(len(y)), size)"
         )
     if not batches:
-        raise ArgumentError("`batches`: there are none; give one spectra.Batch or more")
+        raise ArgumentError("`batches`: is empty; give one spectra.Batch or more")
 
 
 def require_problem(problem: object) -> None:
-    """Raise ArgumentError for what is no Problem, as a model alone."""
+    """Raise ArgumentError if `problem` is not a Problem."""
     if not isinstance(problem, Problem):
-        raise wrong("problem", type(problem).__name__, "a Problem, as spectra.load_problem(...).problem is")
+        raise wrong("problem", type(problem).__name__, "a Problem, such as spectra.load_problem(...).problem")

@@ -1,8 +1,8 @@
-"""Functions that are computed anew for their first and for their second derivative, so that nothing inside is kept.
+"""Activation checkpointing for first and second derivatives: functions are recomputed, and their graphs not kept.
 
-Of y = f(x) the graph keeps x alone; of its derivative x' = f'(x)'y' it keeps (x, y'); and the derivative of that
-computes f once more. `torch.utils.checkpoint` spares memory in a first derivative alone: a graph for the second holds
-what was computed anew.
+For y = f(x) the graph keeps x alone; for the derivative x' = f'(x)'y' it keeps (x, y'); the second derivative computes
+f once more. `torch.utils.checkpoint` saves memory for first derivatives only: its graph for the second derivative holds
+all that was recomputed.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from spectra.problem.autograd_graph import leaf_of, names_behind, nodes_behind
 
 Function = Callable[..., Sequence[Tensor]]
 Links = dict[int, Tensor]  # parameters by identity, each behind a node
-_INSIDE: ContextVar[bool] = ContextVar("inside", default=False)  # a function that is computed anew as a whole
+_INSIDE: ContextVar[bool] = ContextVar("inside", default=False)  # inside a function that is recomputed as a whole
 
 
 def recomputed(
     function: Callable, *arguments: Any, again: Callable | None = None, links: Links | None = None, **keywords: Any
 ) -> Any:
-    """What a function returns, with first and second derivatives for which it is computed anew.
+    """Call a function so that its first and second derivatives recompute it, and no graph inside it is kept.
 
-    Arguments and the result are trees of tensors. The function may use parameters besides; where it uses other tensors
-    that have a graph, which it is not given, it is called as it is.
+    Arguments and the result are trees of tensors. The function may use parameters that are not arguments. If it uses
+    other tensors with a graph that are not arguments, it is called without recomputation.
 
     Args:
         function: the function.
-        arguments: what it is called with.
-        again: what is called in its place to compute it anew.
-        links: the links to parameters, shared by calls whose derivatives are to be added up as they are made.
-        keywords: what it is called with by name.
+        arguments: its positional arguments.
+        again: the function that recomputes it; None: `function`.
+        links: the views of parameters, shared by calls so that their derivatives are added up as they are computed.
+        keywords: its keyword arguments.
     """
     if _INSIDE.get() or not torch.is_grad_enabled():
         return function(*arguments, **keywords)
@@ -84,14 +84,14 @@ class About:
         self.function, self.count, self.parameters, self.names = function, count, tuple(parameters), names
 
     def outputs(self, given: Sequence[Tensor], late: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
-        """The function's leaves for new copies of what it is given, and its outputs for these."""
+        """Call the function on new copies of its arguments; return its leaves (copies, parameters) and its outputs."""
         like = next((tensor for tensor in late if tensor is not None), None)
         copies = [copy_of(after(tensor.detach(), like), tensor.requires_grad) for tensor in given[: self.count]]
         return [*copies, *self.parameters], list(self.function(*copies))
 
 
 class Recomputed(torch.autograd.Function):
-    """The function: its results are known already, and what it is given is kept."""
+    """The function with results that are computed already; it saves only its arguments."""
 
     @staticmethod
     def forward(ctx, about: About, results: Sequence[Tensor], *given: Tensor) -> tuple[Tensor, ...]:
@@ -102,7 +102,7 @@ class Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *slopes: Tensor):
-        """The derivative, as a function of what was given and of the slopes."""
+        """The derivative, as a function of the arguments and of the gradients of the outputs (`slopes`)."""
         given = ctx.saved_tensors
         wanted = wanted_by_engine(ctx.next_functions)
         found = Pullback.apply(ctx.about, wanted, *map(linked, [*given, *slopes]))
@@ -111,11 +111,11 @@ class Recomputed(torch.autograd.Function):
 
 
 class Pullback(torch.autograd.Function):
-    """The derivative of the function in the direction of slopes of its outputs."""
+    """The vector-Jacobian product of the function with the gradients of its outputs (`slopes`)."""
 
     @staticmethod
     def forward(ctx, about: About, wanted: Sequence[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The derivative by each input that is wanted."""
+        """The gradient of each input that is wanted."""
         ctx.about, ctx.wanted = about, wanted
         ctx.save_for_backward(*tensors)
         given, slopes = tensors[: len(wanted)], tensors[len(wanted) :]
@@ -126,13 +126,13 @@ class Pullback(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *vectors: Tensor):
-        """The derivative of the derivative, which has none itself."""
+        """The second derivative, which cannot be differentiated again."""
         return Pullback.twice(ctx, *vectors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def twice(ctx, *vectors: Tensor):
-        """The derivative of the derivative, as it is computed."""
+        """Compute the second derivative."""
         tensors, count = ctx.saved_tensors, len(ctx.wanted)
         given, slopes = tensors[:count], [copy_of(slope) for slope in tensors[count:]]
         wanted = wanted_by_engine(ctx.next_functions)
@@ -160,15 +160,15 @@ def copy_of(tensor: Tensor, graph: bool | None = None) -> Tensor:
 
 
 def linked(tensor: Tensor) -> Tensor:
-    """The tensor behind a node of its own, of which the engine tells whether it is wanted; it does not of leaves."""
+    """A view of a leaf, since autograd tells for inner nodes, but not for leaves, whether their gradient is needed."""
     return tensor.view_as(tensor) if tensor.requires_grad and tensor.is_leaf else tensor
 
 
 def after(tensor: Tensor, late: Tensor | None) -> Tensor:
-    """The tensor, in a traced graph a copy that depends on `late`.
+    """The tensor; in a traced graph, a copy that depends on `late`.
 
-    Without it the tracer would find the same computation twice, and a graph that is split where it first depends on
-    the vector would keep what is to be computed anew.
+    Without this dependence the tracer would merge the recomputation with the first computation, and a graph that is
+    split where it first depends on the vector would keep what is to be recomputed.
     """
     if late is None or not traced() or late.dtype != tensor.dtype:
         return tensor
@@ -176,12 +176,12 @@ def after(tensor: Tensor, late: Tensor | None) -> Tensor:
 
 
 def traced() -> bool:
-    """Whether operations are being written to a graph: by a mode that says that it `records`."""
+    """Whether operations are being traced, by a dispatch mode with the attribute `records`."""
     return any(getattr(mode, "records", False) for mode in _get_current_dispatch_mode_stack())
 
 
 def wanted_by_engine(edges: Sequence[tuple[Node | None, int]]) -> list[bool]:
-    """For each input of a function whose derivative is being taken, whether anybody reads that by it."""
+    """Whether autograd needs the gradient of each input of the function that is being differentiated."""
     return [node is not None and torch._C._will_engine_execute_node(node) for node, _ in edges]
 
 
@@ -194,7 +194,7 @@ def sequence_number() -> int:
 
 
 def parameters_behind(outputs: Sequence[Tensor], copies: Sequence[Tensor], before: int) -> list[Tensor] | None:
-    """The leaves that outputs are computed from, but for the copies; None where there are nodes from before."""
+    """The leaves that outputs depend on, except copies; None if they depend on nodes made before number `before`."""
     own, found = {id(copy) for copy in copies}, {}
     for node in nodes_behind(outputs):
         if (leaf := leaf_of(node)) is not None:

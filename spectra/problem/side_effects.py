@@ -1,8 +1,8 @@
-"""Call a model without side effects: attributes of its modules and the global random generators are put back.
+"""Call a model without side effects: attributes of its modules and the global random generators are restored.
 
-A model may keep tensors between calls, as a matrix made of its weights. Such a tensor would be detached from the
-weights where a call under no_grad has made it, or belong to other weights. Each call starts the random generators
-elsewhere, so that chance in the model shows.
+A model may keep tensors between calls, such as a matrix computed from its weights. Such a tensor has no graph if it was
+computed under no_grad, or belongs to other weights. Each call seeds the random generators differently, so that
+randomness in the model is detected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from spectra.devices import generator_states, restore_generators
 
 CONTAINERS = frozenset((dict, OrderedDict, defaultdict, list, set, deque))
-LARGEST = 1000  # entries: a cache, and no vocabulary
+LARGEST = 1000  # entries of a container that is restored: a cache, but not a vocabulary
 CALLS = count(1)
 
 
@@ -32,9 +32,9 @@ CALLS = count(1)
 def without_side_effects(model: nn.Module) -> Iterator[None]:
     """Undo the side effects of model calls inside this context: random numbers drawn, and tensors kept.
 
-    Inside, the global generators start elsewhere at each call; on leaving, they are as on entering. Where modules have
-    new tensors, all their attributes are put back, with the entries of lists, sets and dictionaries of up to a
-    thousand. Else they are left: a model may count its calls.
+    The global generators get a different seed at each call, and are restored on leaving. If modules have new tensors,
+    all their attributes are restored, with the entries of lists, sets and dictionaries of up to a thousand entries.
+    Otherwise attributes stay as they are: a model may count its calls.
     """
     before = [(vars(module), vars(module).copy()) for module in modules(model)]
     before += [(value, value.copy() if value else ()) for _, had in before for value in had.values() if is_cache(value)]
@@ -49,7 +49,7 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
 
 
 def modules(model: nn.Module) -> list[nn.Module]:
-    """The modules of `model.modules()`, in no set order, and found far quicker."""
+    """The modules of `model.modules()` in no particular order; much faster."""
     found, stack = {id(model): model}, [model]
     while stack:
         for child in stack.pop()._modules.values():
@@ -60,7 +60,7 @@ def modules(model: nn.Module) -> list[nn.Module]:
 
 
 def put_back(container: Any, entries: Any) -> None:
-    """Give a container the entries that it had."""
+    """Restore the entries of a container."""
     container.clear()
     (container.extend if isinstance(container, list | deque) else container.update)(entries)
 
@@ -79,7 +79,7 @@ def changed(container: Any, before: Any) -> bool:
 
 
 def new(container: Any, before: Any) -> list[Any]:
-    """The entries that a container has now, and had not before."""
+    """The entries of a container that it did not have before."""
     now, then = (c.values() if isinstance(c, dict) else c for c in (container, before))
     known = {id(value) for value in then}
     return [value for value in now if id(value) not in known]
@@ -87,7 +87,7 @@ def new(container: Any, before: Any) -> list[Any]:
 
 @contextmanager
 def generators_restored() -> Iterator[None]:
-    """Restore the global generators of torch, NumPy and `random` on leaving. CUDA's are not started for that."""
+    """Restore the global generators of torch, NumPy and `random` on leaving. CUDA is not initialised for this."""
     states = generator_states()
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

@@ -1,4 +1,4 @@
-"""Chunks of tokens: the layer whose logits are made chunk by chunk, and the part of a batch that a chunk is."""
+"""The layer that computes logits in chunks of tokens, and one such chunk of a batch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from spectra.problem.batch import Batch
 
 @dataclass(frozen=True)
 class Head:
-    """The linear layer that makes the logits, by name, and the number of tokens of a chunk."""
+    """The name of the linear layer that computes the logits, and the number of tokens in a chunk."""
 
     name: str
     chunk: int
 
     def layer(self, model: nn.Module) -> nn.Linear:
-        """The layer."""
+        """The layer in a model."""
         found = model.get_submodule(self.name)
         assert isinstance(found, nn.Linear)
         return found
@@ -26,9 +26,9 @@ class Head:
 
 @dataclass(frozen=True)
 class Tokens(Batch):
-    """Some of the tokens of a batch: each row of the output is one of its examples."""
+    """A chunk of the tokens of a batch: each token is an example, and a row of the output."""
 
     whole: Batch
-    count: int  # of the rows of the whole batch
+    count: int  # rows of the whole batch
     cut: slice
-    shared: dict[Any, Any] = field(compare=False, repr=False)  # what the chunks of a batch have made for each other
+    shared: dict[Any, Any] = field(compare=False, repr=False)  # values that the chunks of a batch share

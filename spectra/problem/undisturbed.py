@@ -14,18 +14,18 @@ from spectra.problem.side_effects import CONTAINERS, changed, generators_restore
 from spectra.vectors import without_autocast
 
 TABLES = ("_parameters", "_buffers", "_modules")
-LARGEST = 1 << 24  # entries of a tensor that is an attribute: a metric, and no data set
+LARGEST = 1 << 24  # entries of a tensor attribute that is restored: a metric, but not a data set
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, with autograd on, and without autocast and gradient hooks, inside this context.
 
-    Put back on leaving: the states of generators, each module's mode, hooks, parts, attributes (with the entries of
+    Restored on leaving: the states of generators, each module's mode, hooks, parts, attributes (with the entries of
     lists and the like, and tensors written in place, as metrics are) and buffers, and the gradients in `grad`, which
-    are absent inside: a loss of one's own may call `backward` or `zero_grad`. The mode is set as an attribute: an
-    `eval()` or `train()` of the model's own may do more, such as merge weights. Parameters are not copied: nothing
-    inside may write to them. What else a forward pass changes (an object that modules share, a file) stays changed.
+    are absent inside: a user's loss may call `backward` or `zero_grad`. The mode is set as an attribute, since a
+    model's own `eval()` or `train()` may do more, such as merge weights. Parameters are not copied: nothing inside may
+    write to them. Other changes by a forward pass (to an object that modules share, or a file) remain.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # autograd on, under no_grad too
@@ -54,7 +54,7 @@ def module_as_it_was(module: nn.Module) -> Iterator[None]:
             parameter.grad = None
         yield
     finally:
-        module.training = training  # of a ScriptModule it is no attribute
+        module.training = training  # a ScriptModule does not keep it in __dict__
         for table, before in [(module.__dict__, attributes), *tables]:
             table.clear()
             table.update(before)
@@ -70,7 +70,7 @@ def module_as_it_was(module: nn.Module) -> Iterator[None]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a module's attribute is a tensor that can be copied and compared, and no parameter."""
+    """Whether a module's attribute is a tensor that can be copied and compared, and not a parameter."""
     if type(value) is not Tensor:
         return False
     return value.numel() <= LARGEST and value.layout is torch.strided and not value.is_meta

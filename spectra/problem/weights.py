@@ -1,8 +1,7 @@
-"""Targets with weights: a mapping of `labels` and `weights` in place of the labels, for any loss of ours.
+"""Weighted targets: a mapping with keys `labels` and `weights` in place of the labels, for any built-in loss.
 
-A target of weight w enters the loss w times, as one of a class of that weight does: L = sum w_i l_i / sum w_i. Weights
-have the shape of the labels, or lack its last dimensions: one an example, a token, or an output. A target of weight 0
-is no example.
+A target of weight w counts w times, as with class weights: L = sum w_i l_i / sum w_i. Weights have the shape of the
+labels, or lack its last dimensions: one per example, token or output. A target of weight 0 is not an example.
 """
 
 from __future__ import annotations
@@ -41,26 +40,26 @@ class Weighable(Protocol):
 
 
 def weighable(loss: Any) -> Weighable:
-    """The loss, typed as one whose targets may have weights; only where `weights_of` has found some."""
+    """Cast a loss to `Weighable`; call it only after `weights_of` has found weights."""
     return cast(Weighable, loss)
 
 
 def labels_of(loss: Any, targets: Any) -> Any:
-    """The targets without their weights; those of a user's loss as they are.
+    """The targets without their weights; targets of a user's loss are returned unchanged.
 
-    Raises SpectraError where a loss of ours has no tensor of targets.
+    Raises SpectraError if the targets of a built-in loss are not one tensor.
     """
     if not isinstance(loss, Weighable):
         return targets
     found = targets[LABELS] if has_labels(targets) else targets
     if not isinstance(found, Tensor):
-        came = "there are none" if targets is None else f"they are a {type(targets).__name__}"
+        came = "none" if targets is None else f"a {type(targets).__name__}"
         if isinstance(targets, Mapping):
-            came += f" of {', '.join(map(str, targets))}"
+            came += f" with keys {', '.join(map(str, targets))}"
         name = getattr(loss, "name", type(loss).__name__)
         raise SpectraError(
-            f"`loss` {name}: takes targets that are one tensor, or a mapping of labels and weights, but {came}; write "
-            "a loss of your own, a function (output, target)"
+            f"`loss` {name}: expected targets as one tensor, or a mapping with keys labels and weights, got {came}; "
+            "for other targets write a loss function (output, target)"
         )
     return found
 
@@ -71,9 +70,9 @@ def has_labels(targets: Any) -> bool:
 
 
 def weights_of(loss: Any, targets: Any) -> Tensor | None:
-    """The weights of the values of a loss of ours, in float64, of the shape of the values; None where there are none.
+    """The weights of the values of a built-in loss, in float64 and in the shape of the values; None if there are none.
 
-    Raises SpectraError where they do not fit the labels.
+    Raises SpectraError if they do not fit the labels.
     """
     if not (isinstance(loss, Weighable) and has_labels(targets) and WEIGHTS in targets):
         return None
@@ -82,7 +81,7 @@ def weights_of(loss: Any, targets: Any) -> Tensor | None:
     if tuple(weights.shape) != tuple(shape[: weights.ndim]):
         raise SpectraError(
             f"`data`: weights of shape {tuple(weights.shape)} do not fit labels of shape {tuple(labels.shape)}; give "
-            "one number an example, or one for each target"
+            "one number per example, or one per target"
         )
     spread = in_float64(weights).reshape(*weights.shape, *(1 for _ in shape[weights.ndim :])).expand(shape)
     return spread.reshape(loss.value_weights(labels).shape)

@@ -1,4 +1,4 @@
-"""The results of `spectra compare`: each matrix, each pair of them, and why they differ."""
+"""The results of `spectra compare`: each matrix, each pair of matrices, and why they differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spectra.records.fields import Matrix, Stored, Vector, stored, written
 if TYPE_CHECKING:
     from spectra.krylov.results import SpectralMeasure
 
-HELD_OUT = ", held out"  # behind the name of a matrix on the data held out
+HELD_OUT = ", held out"  # suffix of the name of a matrix on the held-out data
 
 
 def on_held_out_data(name: str) -> str:
@@ -29,7 +29,7 @@ def of_part(name: str, part: str) -> str:
 
 @stored
 class CompareResult(Entry):
-    """One of the matrices compared: leading eigenvalues, norm, trace and spectral measure."""
+    """Leading eigenvalues, norm, trace and spectral measure of one of the compared matrices."""
 
     method: str
     values: Vector = field(metadata=written("eigenvalues", array="eigenvalues"))  # (k,) by falling magnitude
@@ -44,7 +44,7 @@ class CompareResult(Entry):
 
     @classmethod
     def of(cls, measurement: Any, k: int, outliers: Outliers | None = None) -> CompareResult:
-        """Make the record of a measurement whose answer is a `Portrait`."""
+        """Make the record of a measurement of a `Portrait`."""
         found = measurement.answer
         return cls(
             method="comparison",
@@ -63,7 +63,7 @@ class CompareResult(Entry):
         return self.curvature.endswith(HELD_OUT)
 
     def measure(self) -> SpectralMeasure | None:
-        """The spectral measure, as the functions of `spectra.spectrum` take it; None where the file has none."""
+        """The spectral measure, as the functions of `spectra.spectrum` take it; None if it was not measured."""
         return None if self.nodes is None else measure_of(self)
 
     def summary(self) -> str:
@@ -72,7 +72,7 @@ class CompareResult(Entry):
 
 @stored
 class Extreme(Stored):
-    """An eigenvalue at an end of a spectrum: a true one lies within `residual` of it."""
+    """An eigenvalue at an end of a spectrum; the exact one lies within `residual`."""
 
     value: float
     residual: float
@@ -80,31 +80,31 @@ class Extreme(Stored):
 
 @stored
 class Agreement(Stored):
-    """The agreement of the spaces that the first j eigenvectors of two matrices span."""
+    """The agreement of the subspaces spanned by the first j eigenvectors of two matrices."""
 
     j: int
     overlap: float  # |U_A U_B'|_F^2 / j
     error: float  # bound, from residuals
     angles: Vector  # (j,) radians, rising
     gap: float  # the smaller of the relative gaps behind j in A and in B
-    told: bool  # there is a gap behind j
+    told: bool  # whether there is a gap behind j; `reliable` in Python
     chance: float  # the overlap of two random spaces
 
     @classmethod
     def of(cls, spaces: Any, dimension: int) -> Agreement:
-        """Make the record of a `comparison.agreement.Agreement` of matrices of this many rows."""
+        """Make the record of a `comparison.agreement.Agreement` of matrices with `dimension` rows."""
         numbers = {name: value for name, value in vars(spaces).items() if name != "reliable"}
         return cls(**numbers, told=spaces.reliable, chance=spaces.j / dimension)
 
     @property
     def reliable(self) -> bool:
-        """Whether there is a gap behind j in both matrices; files call it `told`."""
+        """Whether there is a gap behind j in both matrices; the key in files is `told`."""
         return self.told
 
 
 @stored
 class Pair(Stored):
-    """Two matrices, A named `first` and B named `second`."""
+    """Distances between two matrices, A named `first` and B named `second`."""
 
     first: str
     second: str
@@ -113,7 +113,7 @@ class Pair(Stored):
     scale: Estimate  # c* = <A, B> / |B|_F^2
     scaled_distance: Estimate  # |A - c* B|_F / |A|_F
     trace_difference: Estimate  # tr (A - B)
-    rounding: bool  # the distance is no more than rounding of products makes
+    rounding: bool  # whether the distance is within the rounding errors of products
     first_by_second: Vector  # u'B u (k,) for the eigenvectors u of A
     second_by_first: Vector  # u'A u (k,) for the eigenvectors u of B
     largest: Extreme | None  # eigenvalue of A - B
@@ -124,7 +124,7 @@ class Pair(Stored):
 
     @classmethod
     def of(cls, pair: Any, dimension: int) -> Pair:
-        """Make the record of a `comparison.pairs.Pair` of matrices of this many rows."""
+        """Make the record of a `comparison.pairs.Pair` of matrices with `dimension` rows."""
         estimates = ("distance", "cosine", "scale", "scaled_distance", "trace_difference")
         spectra = ("wasserstein", "wasserstein_share")
         return cls(
@@ -146,7 +146,7 @@ class Pair(Stored):
         return self.second == on_held_out_data(self.first)
 
     def row(self) -> dict[str, Any]:
-        """One row of a table, with a column for each number and one for its error."""
+        """A row of a table, with a column for each number and one for its error."""
         row: dict[str, Any] = {"first": self.first, "second": self.second, "rounding": self.rounding}
         names = ("distance", "cosine", "scale", "scaled_distance", "trace_difference", "wasserstein")
         for name in names:
@@ -161,7 +161,7 @@ class Pair(Stored):
 
 @stored
 class Cause(Stored):
-    """Why two matrices differ, in a sentence and in the numbers that it is made of."""
+    """The reason why two matrices differ, as a sentence and the numbers that support it."""
 
     between: list[str]
     sentence: str
@@ -174,7 +174,7 @@ class Cause(Stored):
 
 
 def plain(value: Any) -> Any:
-    """Numbers by name, estimates among them as records."""
+    """Numbers by name, with (value, error) pairs as `Estimate`."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return Estimate.of(*value) if isinstance(value, tuple) else value
@@ -182,7 +182,7 @@ def plain(value: Any) -> Any:
 
 @stored
 class HeldOut(Stored):
-    """The data held out, on which every matrix is compared with itself."""
+    """The held-out data, on which each matrix is compared with itself."""
 
     data: str
     examples: int
@@ -192,7 +192,7 @@ class HeldOut(Stored):
 
 @stored
 class Trend(Stored):
-    """One eigenvalue by number of examples N: its mean at every size, and the line a + b / N."""
+    """One eigenvalue as a function of the number of examples N: its mean at each size, and the line a + b / N."""
 
     means: list[Estimate]
     at_all: Estimate  # the line at all examples
@@ -201,7 +201,7 @@ class Trend(Stored):
 
 @stored
 class Subsample(Stored):
-    """The largest eigenvalues of a matrix on fewer examples, and where they tend to."""
+    """The largest eigenvalues of a matrix on fewer examples, and their trend."""
 
     curvature: str
     sizes: list[int]
@@ -236,7 +236,10 @@ class Subsample(Stored):
 
 @stored
 class ClassStructure(Stored):
-    """Levels of the GGN of cross entropy, and what each leading eigenvalue consists of; see `spectrum.classes`."""
+    """The GGN of cross entropy split by classes, and the shares of its parts in the leading eigenvalues.
+
+    See `spectrum.classes`.
+    """
 
     classes: int
     trace: float
@@ -246,8 +249,8 @@ class ClassStructure(Stored):
     class_eigenvalues: Vector  # (C,)
     mean_eigenvalues: Vector  # (C^2,)
     eigenvalues: Vector  # (k,) of the GGN without weight decay
-    attribution: Matrix  # (k, 3): what class, cross and within give of each, in parts of one
-    overlaps: Matrix  # (k, 2): |P u|^2, P onto the span of all class means, of all cross-class means
+    attribution: Matrix  # (k, 3): shares of class, cross and within in each
+    overlaps: Matrix  # (k, 2): |P u|^2, P the projection onto class means, onto cross-class means
 
     @classmethod
     def of(cls, structure: Any) -> ClassStructure:

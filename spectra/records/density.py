@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from spectra.krylov.results import SpectralMeasure
 
 METHOD = "stochastic lanczos quadrature"
-DEPTH = 10  # eigenvalues in a span: of fewer, spans vary too much by chance; of more, spikes near the bulk are lost
-CLEAR = 2.0  # spans from which on a gap is no chance of a heavy tail
+DEPTH = 10  # eigenvalues in a span: fewer vary too much by chance, more hide outliers near the bulk
+CLEAR = 2.0  # spans: a larger gap is not due to chance in a heavy tail
 
 
 @stored
 class Share(Stored):
-    """A share between its 95 % limits, in parts of one."""
+    """A share from 0 to 1, with its 95 % interval."""
 
     value: float
     lower: float
@@ -32,7 +32,7 @@ class Share(Stored):
 
 @stored
 class End(Stored):
-    """One end of a spectrum, as `spectrum.outliers` finds it, in units of the eigenvalues."""
+    """The outliers and the edge of the bulk at one end of a spectrum, from `spectrum.outliers`."""
 
     count: int  # of outliers
     count_error: float  # standard error over probes
@@ -46,9 +46,9 @@ class End(Stored):
 
 @stored
 class Outliers(Stored):
-    """Eigenvalues that stand apart from the bulk, at either end."""
+    """The eigenvalues that are separated from the bulk, at both ends of a spectrum."""
 
-    classes: int | None  # of the loss, where it has any
+    classes: int | None  # of the loss, if it has classes
     above: End
     below: End
 
@@ -63,7 +63,7 @@ class EffectiveDimension(Stored):
 
 
 def undamped(entry: DensityResult) -> bool:
-    """Whether no damping was asked for; its fields are left out then."""
+    """Whether there is no damping; its fields are then left out."""
     return entry.damping is None
 
 
@@ -74,19 +74,19 @@ class DensityResult(Entry):
     Attributes:
         method: the method, stochastic Lanczos quadrature.
         nodes: the nodes (probes, steps), in units of the eigenvalues.
-        weights: their weights (probes, steps); those of a probe sum to 1.
+        weights: the weights of the nodes (probes, steps); those of a probe sum to 1.
         dimension: the number of rows n of the matrix.
-        deflated: how many of the first nodes of every probe are eigenvalues found beforehand.
-        negative: the share of eigenvalues below zero; None where a node is not finite.
-        figure: the path of the figure, where one was written.
-        outliers: eigenvalues that stand apart from the bulk; None where a node is not finite.
-        summaries: ranks, entropy, power law and Marchenko-Pastur edge, as `spectra.summarise` computes them; None where
-            a node is not finite, and for matrices of single examples.
-        damping: the damping X asked for; None: none.
-        effective_dimension: tr A (A + X I)^-1; None without damping.
+        deflated: the number of leading nodes of every probe that are eigenvalues computed beforehand.
+        negative: the share of eigenvalues below zero; None if a node is not finite.
+        figure: the path of the figure; None if none was written.
+        outliers: the eigenvalues that are separated from the bulk; None if a node is not finite.
+        summaries: ranks, entropy, power law and Marchenko-Pastur edge, from `spectra.summarise`; None if a node is
+            not finite, and for matrices of single examples.
+        damping: the damping X, in units of the eigenvalues; None without damping.
+        effective_dimension: the effective dimension tr A (A + X I)^-1; None without damping.
         condition: the condition number of A + X I; None without damping.
 
-    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
+    The fields of all results, such as `converged`, `products` and `seconds`, are described in the base class
     `spectra.records.entry.Entry`.
     """
 
@@ -123,7 +123,7 @@ class DensityResult(Entry):
     def png(self) -> bytes | None:
         if not (np.isfinite(self.nodes).all() and np.isfinite(self.weights).all()):
             return None
-        # Figures are above this room: they are found by their names, and loaded when one is shown.
+        # Figures are in a layer above this one, so they are imported by name, and only when one is shown.
         figure = resolve_name("spectra.plots.density:density_figure")({self.curvature: self.measure()})
         return figure._repr_png_()
 
@@ -138,7 +138,7 @@ class DensityResult(Entry):
 
 
 def measure_of(entry: Any) -> SpectralMeasure:
-    """The spectral measure of whatever has `nodes`, `weights`, `dimension` and `deflated`. Raises ValueError."""
+    """The spectral measure of an entry with `nodes`, `weights`, `dimension` and `deflated`. Raises ValueError."""
     import torch
 
     from spectra.krylov.results import SpectralMeasure
@@ -158,7 +158,7 @@ def measure_of(entry: Any) -> SpectralMeasure:
 
 
 def measure_fields(measure: SpectralMeasure | None) -> dict[str, Any]:
-    """The four fields that tell a spectral measure."""
+    """The four fields that store a spectral measure."""
     if measure is None:
         return {"nodes": None, "weights": None, "dimension": None, "deflated": None}
     numbers = {"nodes": measure.nodes.numpy(), "weights": measure.weights.numpy()}

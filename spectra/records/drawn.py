@@ -1,4 +1,4 @@
-"""The JSON that `plot` and `report` print about the file that they have written."""
+"""The JSON that `plot` and `report` print about the file that they wrote."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from spectra.records.files import SCHEMA, to_json
 
 @stored
 class PlotRecord(Stored):
-    """A figure, and the results that are in it."""
+    """A figure, and the results that it shows."""
 
     schema: int = SCHEMA
     command: str = "plot"
@@ -22,7 +22,7 @@ class PlotRecord(Stored):
 
 @stored
 class ReportRecord(Stored):
-    """A page, and the results that are in it."""
+    """A page, and the results that it shows."""
 
     schema: int = SCHEMA
     command: str = "report"

@@ -10,45 +10,46 @@ from spectra.records.entry import MOST_BY_EXAMPLE, Entry, cost_of, with_errors
 from spectra.records.fields import Matrix, Vector, stored, written
 from spectra.records.localisation import Localisation
 
-MOST_ROWS = 20  # that a notebook shows
-LARGEST_VECTORS = 2**30  # bytes of eigenvectors written without being asked for
+MOST_ROWS = 20  # shown in a notebook
+LARGEST_VECTORS = 2**30  # bytes of eigenvectors that are saved without save_vectors
 
 
 def of_one_matrix(entry: EigResult) -> bool:
-    """Whether the result is of one matrix, and not of those of single examples."""
+    """Whether the result is for one matrix, and not for the matrices of single examples."""
     return entry.spread is None
 
 
 def not_watched(entry: EigResult) -> bool:
-    """Whether the result is none of a training loop, in which missed eigenvalues are looked for now and then."""
+    """Whether the result is not from a training loop, where missed eigenvalues are searched for only at times."""
     return entry.last_search is None
 
 
 def of_many(entry: EigResult) -> bool:
-    """Whether the numbers of single examples are left to the NPZ file."""
+    """Whether the numbers of single examples are only in the NPZ file."""
     return entry.values_by_example is None or entry.values_by_example.size > MOST_BY_EXAMPLE
 
 
 @stored
 class EigResult(Entry):
-    """Eigenvalues of one matrix in the order asked for, with their errors.
+    """Eigenvalues of one matrix in the requested order, with their errors.
 
     Attributes:
         method: the method, such as lanczos.
-        values: the eigenvalues (k,). By inputs, these are means over examples.
-        residuals: |A u - lambda u| of each pair (k,): there is an eigenvalue within it. By inputs, the largest ones.
+        values: the eigenvalues (k,); with respect to inputs, their means over examples.
+        residuals: the norm |A u - lambda u| of each pair (k,): an eigenvalue lies within it; with respect to inputs,
+            the largest over examples.
         error_estimates: the Kato-Temple estimate of each value's error (k,): usually smaller, but not a bound.
-        sampling_errors: the standard errors of the values (k,), for a matrix that is itself an estimate; else None.
-        complete: whether a search excludes missed eigenvalues, with probability 0.99; None where there was no search.
-        last_search: in a training loop, the step at which missed eigenvalues were last searched for; else None.
-        vectors: the eigenvectors (k, n), one a row, of norm 1; None where they were not saved.
-        localisation: on how many parameters, and in which layers, each eigenvector is; None without eigenvectors.
-        spread: by inputs, the standard deviation of each value over examples (k,); else None.
-        values_by_example: by inputs, the eigenvalues of each example (N, k); else None.
-        residuals_by_example: by inputs, the residuals of each example (N, k); else None.
-        vectors_by_example: by inputs, the eigenvectors of each example (N, k, d), where they were saved; else None.
+        sampling_errors: the standard errors of the values (k,), if the matrix is itself an estimate; otherwise None.
+        complete: whether a search excludes missed eigenvalues with probability 0.99; None if there was no search.
+        last_search: the step of a training loop at which missed eigenvalues were last searched for; otherwise None.
+        vectors: the eigenvectors (k, n), one per row, of norm 1; None if they were not saved.
+        localisation: the number of parameters and the layers that hold each eigenvector; None without eigenvectors.
+        spread: with respect to inputs, the standard deviation of each value over examples (k,); otherwise None.
+        values_by_example: with respect to inputs, the eigenvalues of each example (N, k); otherwise None.
+        residuals_by_example: with respect to inputs, the residuals of each example (N, k); otherwise None.
+        vectors_by_example: with respect to inputs, the eigenvectors of each example (N, k, d), if they were saved.
 
-    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
+    The fields of all results, such as `converged`, `products` and `seconds`, are described in the base class
     `spectra.records.entry.Entry`.
     """
 
@@ -63,7 +64,7 @@ class EigResult(Entry):
     localisation: Localisation | None = field(
         default=None, metadata=written(omitted=lambda entry: entry.localisation is None)
     )
-    # Of derivatives by inputs: `values` are means over examples, `residuals` the largest, and these the examples' own.
+    # With respect to inputs, `values` are means over examples, `residuals` the largest, and these are per example.
     spread: Vector | None = field(default=None, metadata=written(omitted=of_one_matrix))
     values_by_example: Matrix | None = field(
         default=None, metadata=written("eigenvalues_by_example", array="eigenvalues_by_example", omitted=of_many)
@@ -75,9 +76,9 @@ class EigResult(Entry):
 
     @classmethod
     def of(cls, measurement: Any, method: str, vectors: bool = True, last_search: int | None = None) -> EigResult:
-        """Make the record of a measurement whose answer is `Eigenpairs`, with or without its eigenvectors.
+        """Make the record of a measurement of `Eigenpairs`, with or without its eigenvectors.
 
-        `last_search` is the step of a training loop at which eigenvalues beside these were last searched for.
+        `last_search` is the step of a training loop at which missed eigenvalues were last searched for.
         """
         pairs = measurement.answer
         return cls(
@@ -94,7 +95,7 @@ class EigResult(Entry):
 
     @classmethod
     def by_example(cls, measurement: Any, method: str) -> EigResult:
-        """Make the record of a measurement whose answer is `BlockEigenpairs`, of the matrices of single examples."""
+        """Make the record of a measurement of `BlockEigenpairs`, for the matrices of single examples."""
         pairs = measurement.answer
         return cls(
             method=method,
@@ -115,7 +116,7 @@ class EigResult(Entry):
         return self.sampling_errors is None
 
     def is_finite(self) -> bool:
-        return Entry.is_finite(self.changed(localisation=None))  # in which nan is what gaps do not tell
+        return Entry.is_finite(self.changed(localisation=None))  # nan there means that a gap is not resolved
 
     def summary(self) -> str:
         if self.spread is not None:
@@ -130,14 +131,14 @@ class EigResult(Entry):
         return rows if len(rows) <= MOST_ROWS else [*rows[:MOST_ROWS], left_out]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Iterate over eigenvalues, as dictionaries; `index` counts from 1, in the order asked for."""
+        """Iterate over eigenvalues, as dictionaries; `index` counts from 1, in the requested order."""
         columns = (self.values.tolist(), self.residuals.tolist(), self.error_estimates.tolist())
         for i, (value, residual, error) in enumerate(zip(*columns, strict=True), start=1):
             yield {"index": i, "eigenvalue": value, "residual": residual, "error_estimate": error}
 
 
 def eig_results(found: Sequence[Any], method: str, save_vectors: bool = False) -> list[EigResult]:
-    """Entries of measurements, with all their eigenvectors if asked for, or if these take no more than 1 GiB."""
+    """Make the entries of measurements, with eigenvectors if `save_vectors` or if these take at most 1 GiB."""
     small = sum(measurement.answer.vectors.nbytes for measurement in found) <= LARGEST_VECTORS
     wanted = save_vectors or small
     return [EigResult.of(one, method, vectors=wanted and one.answer.holds_vectors) for one in found]

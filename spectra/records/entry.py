@@ -1,4 +1,4 @@
-"""The common part of all results: the name of a matrix, whether the tolerance was met, and the cost."""
+"""The base class of results: the name of a matrix, whether the tolerance was met, and the cost."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from spectra.records.files import finite
 from spectra.records.notebook import shown
 
 MOST_SHOWN = 3  # numbers in a repr
-MOST_BY_EXAMPLE = 1000  # numbers of single examples that JSON holds; the NPZ file holds any
+MOST_BY_EXAMPLE = 1000  # numbers of single examples in JSON; more are only in the NPZ file
 LAST = written(last=True)
 
 
 @stored
 class Estimate(Stored):
-    """A number with its standard error: 0.0 where it is exact, None where one probe cannot tell."""
+    """A number with its standard error: 0.0 if it is exact, None if one probe cannot determine it."""
 
     value: float
     standard_error: float | None
 
     @classmethod
     def of(cls, value: float, standard_error: float) -> Estimate:
-        """Make the record of a value and an error that is nan where it is not known."""
+        """Make the record of a value and its error, which is nan if it is not known."""
         unknown = math.isfinite(value) and math.isnan(standard_error)
         return cls(value=value, standard_error=None if unknown else standard_error)
 
@@ -39,56 +39,56 @@ class DerivativeCheck(Stored):
 
     examples: int = 0
     dtype: str | None = None
-    error: float | None = None  # of the product, relative; None where nothing could be told
+    error: float | None = None  # of the product, relative; None if the check was not conclusive
     rounding: float | None = None  # of a product in the problem's own dtype against one in float64, relative
     gradients: int = 0  # what it cost, in gradients of these examples
-    not_checked: str | None = None  # why, of all or of some parameters
+    not_checked: str | None = None  # why some or all parameters were not checked
 
 
 @stored
 class FiniteDifference(Stored):
-    """The differences of gradients that products were, and how far one was off."""
+    """The finite differences of gradients that products were computed by, and the error of one product."""
 
     form: str  # central or forward
-    step: float  # length of a displacement over |w|
+    step: float  # length of a displacement divided by |w|
     length: float  # of a displacement
     error: float  # |H v by differences - H v| / |H v| for one random v
-    estimated: bool = False  # there is no exact H v: differences of a longer step stand for it in `error`
-    not_exact: str | None = None  # why there is none
+    estimated: bool = False  # `error` compares with differences of a longer step, as there is no exact H v
+    not_exact: str | None = None  # why there is no exact H v
 
 
 def in_ieee(entry: Entry) -> bool:
-    """Whether all products were in ieee."""
+    """Whether all products were computed in ieee precision."""
     return entry.precision == IEEE
 
 
 def without_noise(entry: Entry) -> bool:
-    """Whether no products were noisy: in ieee, and exact."""
+    """Whether all products were exact and in ieee precision."""
     return in_ieee(entry) and entry.finite_difference is None
 
 
 @stored
 class Entry(Stored):
-    """The common part of all results: what a command found for one matrix, and what that cost.
+    """The base class of results: what a command computed for one matrix, and its cost.
 
     Attributes:
         curvature: the name of the matrix.
         converged: whether every tolerance was met.
-        products: the number of matrix-vector products, those of checks included.
-        seconds: the time of products and method.
-        setup_seconds: the time of what is done once for the matrix.
-        noise: the noise of one product, relative to the product; None: not measured.
-        precision: the precision of products, ieee, tf32 or bf16.
-        noise_norm: the largest |E v| / |v| that was measured, with E v the noise of a product; None without lower
-            precision.
-        ieee_products: of all products, those in full precision, or exact.
-        finite_difference: the error of finite-difference products; None where products are exact.
-        derivative_check: the comparison of derivatives with finite differences; None: it was left out.
-        path: how products were computed.
-        kept_bytes: the memory kept between products, besides model and data.
-        peak_bytes: the most memory in use during a product, besides model and data.
-        projected_out: the number of eigenvectors projected out.
-        projected_from: the result that these eigenvectors are from; None: none were projected out.
+        products: the number of matrix-vector products, including those of checks.
+        seconds: the time of the products and the method, in seconds.
+        setup_seconds: the time of tracing and other work that is done once for the matrix, in seconds.
+        noise: the noise of one product, relative to the product; None if it was not measured.
+        precision: the precision of products: ieee, tf32 or bf16.
+        noise_norm: the largest measured |E v| / |v|, with E v the noise of a product, in units of the eigenvalues; None
+            if products are exact and in full precision.
+        ieee_products: the number of products that were exact and in full precision.
+        finite_difference: the error of finite-difference products; None if products are exact.
+        derivative_check: the comparison of derivatives with finite differences; None if it was left out.
+        path: the way in which products were computed.
+        kept_bytes: the memory kept between products, beyond model and data, in bytes.
+        peak_bytes: the peak memory during a product, beyond model and data, in bytes.
+        projected_out: the number of eigenvectors that were projected out.
+        projected_from: the file of the eigenvectors that were projected out; None if there are none.
     """
 
     curvature: str
@@ -117,14 +117,14 @@ class Entry(Stored):
             state = "" if self.converged else ", not converged"
             cost = f"{self.products} products in {self.seconds:.3g} s{state}"
             return f"{type(self).__name__}({self.curvature}: {self.summary()}; {cost})"
-        except AttributeError as lacking:
-            return f"{type(self).__name__}(without {lacking})"
+        except AttributeError as missing:
+            return f"{type(self).__name__}(without {missing})"
 
     def _repr_html_(self) -> str:
         return shown(repr(self), self.table(), self.png())
 
     def summary(self) -> str:
-        """The main numbers in a line."""
+        """The main numbers on one line."""
         return ""
 
     def table(self) -> list[dict[str, str]]:
@@ -132,25 +132,25 @@ class Entry(Stored):
         return []
 
     def png(self) -> bytes | None:
-        """The figure that a notebook shows, as the bytes of a PNG; None for none."""
+        """The figure that a notebook shows, as the bytes of a PNG, or None."""
         return None
 
     def is_finite(self) -> bool:
-        """Whether all numbers are finite, but for a standard error that is not known."""
+        """Whether all numbers are finite, apart from an unknown standard error."""
         known = {key: value for key, value in self.to_dict().items() if (key, value) != ("standard_error", math.inf)}
         return finite(known) == known
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of a table of these numbers, column by column."""
+        """Iterate over the rows of a table of these numbers, as dictionaries."""
         yield {}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays that stand in the NPZ file, by their names there: `<what>_<matrix>`."""
+        """The arrays of the NPZ file by name: `<what>_<matrix>`."""
         named = ((slot, vars(self).get(slot.name)) for slot in layout(type(self)) if slot.array)
         return {f"{slot.array}_{self.curvature}": array for slot, array in named if array is not None}
 
     def with_arrays(self, arrays: dict[str, np.ndarray]) -> Entry:
-        """A copy that has the arrays which only the NPZ file holds."""
+        """A copy with the arrays that are only in the NPZ file."""
         held = vars(self)
         slots = [s for s in layout(type(self)) if s.array and (not s.key or (s.optional and s.name not in held))]
         found = {slot.name: arrays.get(f"{slot.array}_{self.curvature}") for slot in slots}
@@ -158,7 +158,7 @@ class Entry(Stored):
 
 
 def cost_of(measurement: Any) -> dict[str, Any]:
-    """The fields that all entries have, of a `run.measurement.Measurement`."""
+    """The fields that all entries have, from a `run.measurement.Measurement`."""
     cost = measurement.cost()
     check, difference = cost["derivative_check"], cost["finite_difference"]
     parts = {
@@ -169,6 +169,6 @@ def cost_of(measurement: Any) -> dict[str, Any]:
 
 
 def with_errors(values: np.ndarray, errors: np.ndarray) -> str:
-    """The first numbers of many, each with its error."""
+    """The first few numbers as text, each with its error."""
     shown = [f"{value:.4g} ± {error:.1g}" for value, error in zip(values[:MOST_SHOWN], errors, strict=False)]
     return ", ".join([*shown, *(["..."] if len(values) > MOST_SHOWN else [])])

@@ -1,7 +1,7 @@
-"""Dataclasses to JSON and back: which field is written under which key, and what a file may hold for it.
+"""Convert dataclasses to JSON and back.
 
-JSON knows no nan and no infinity; both are written as null. Read again, null is nan where a field must be a number,
-and None where it may be left out.
+JSON has no nan and no infinity; both are written as null. When it is read, null becomes None if the field allows it,
+otherwise nan.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ import numpy as np
 
 from spectra.wording import outlined
 
-Vector = Annotated[np.ndarray, 1]  # float64 where it is written as JSON
+Vector = Annotated[np.ndarray, 1]  # read as float64 from JSON
 Matrix = Annotated[np.ndarray, 2]
 T = TypeVar("T")
 LARGEST = int(np.finfo(np.float64).max)
 
 
 class Lacks(AttributeError):
-    """A file that was read has no such key; its text is the key."""
+    """Raised for a key that is missing in the file that was read; its text is the key."""
 
 
 class WrongType(ValueError):
-    """A file holds something else under a key than belongs there."""
+    """Raised for a key with a value of the wrong type."""
 
-    def __init__(self, key: str, wanted: str):
-        super().__init__(f"{key}: not {wanted}")
+    def __init__(self, key: str, expected: str):
+        super().__init__(f"{key}: expected {expected}")
         self.key = key
-        self.wanted = wanted
+        self.expected = expected
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=False, field_specifiers=(field,))
 def stored(cls: type[T]) -> type[T]:
-    """A dataclass that is kept in files: frozen, its fields named where it is made."""
+    """Make a class a frozen, keyword-only dataclass that is stored in files."""
     return dataclass(frozen=True, eq=False, kw_only=True, repr=False)(cls)
 
 
 @stored
 class Stored:
-    """The base of dataclasses that are written to a file, key by key.
+    """The base class of dataclasses that are stored in files, with one key per field.
 
-    Where the file that it was read from lacks a key, the field has its default; without a default it is not there, and
-    to ask for it raises `Lacks`. So results of older versions can be read for what they do hold.
+    If the file lacks a key, the field has its default; without a default it is missing, and reading it raises `Lacks`.
+    So results of older versions can be read, apart from the fields that they lack.
     """
 
     if not TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Stored:
 
     @classmethod
     def known(cls, **values: Any) -> Self:
-        """An instance with these fields alone."""
+        """Make an instance with only these fields."""
         unknown = values.keys() - {slot.name for slot in layout(cls)}
         if unknown:
             raise TypeError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
@@ -84,15 +84,15 @@ class Stored:
         return made
 
     def changed(self, **values: Any) -> Self:
-        """A copy with other values in these fields; others may be missing."""
+        """A copy with new values for these fields; other fields may be missing."""
         return type(self).known(**vars(self) | values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are there as JSON has them, except that numbers may still be nan or infinite."""
+        """The fields as JSON values, except that numbers may still be nan or infinite; missing fields are left out."""
         return encode(self)
 
     def missing(self) -> Iterator[str]:
-        """Keys of fields that have no default and are not there, here and in what is inside."""
+        """Iterate over the keys of missing fields without a default, here and in nested dataclasses."""
         for slot in layout(type(self)):
             if slot.key and slot.required and slot.name not in vars(self):
                 yield slot.key
@@ -101,25 +101,25 @@ class Stored:
 
 
 def parts(value: Any) -> list[Stored]:
-    """The stored dataclasses in a field's value: itself, or those of a list."""
+    """The stored dataclasses in a field's value: the value itself, or those in a list."""
     return [part for part in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(part, Stored)]
 
 
 class Slot(NamedTuple):
-    """The way in which a field is written."""
+    """How a field is stored in files."""
 
     name: str
-    key: str | None  # in JSON; None: in the NPZ file alone
+    key: str | None  # in JSON; None: only in the NPZ file
     kind: Any
-    required: bool  # there is no default
+    required: bool  # whether there is no default
     default: Any  # a value, or MISSING
-    factory: Any  # that makes one, or MISSING
-    omitted: Callable[[Any], bool]  # whether the key is left out, by the whole
-    optional: bool  # whether it ever is
-    of: tuple[str, ...]  # the commands that write it; none: all
+    factory: Any  # a function that makes the default, or MISSING
+    omitted: Callable[[Any], bool]  # whether an instance leaves out the key
+    optional: bool  # whether the key is ever left out
+    of: tuple[str, ...]  # the commands that write it; empty: all
     array: str | None  # first part of the name in the NPZ file
     rest: bool  # a dict of all further keys
-    null: float  # what null stands for in place of a number
+    null: float  # the number that null stands for
 
 
 def written(
@@ -132,16 +132,16 @@ def written(
     last: bool = False,
     of: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """`metadata` of a dataclass's field that is not simply written under its own name.
+    """The `metadata` of a dataclass's field that is not simply written under its own name.
 
     Args:
-        key: in JSON; None for an array that stands in the NPZ file alone.
-        array: the array is written to the NPZ file too, under this name and that of the matrix.
-        omitted: given the whole, says that there is no such key.
+        key: the key in JSON; None for an array that is only in the NPZ file.
+        array: write the array to the NPZ file too, under this name followed by that of the matrix.
+        omitted: given the instance, returns whether the key is left out.
         null: the number that null stands for.
-        rest: the field is a dict of all keys that no other field has.
-        of: the commands that write it; none: all.
-        last: behind the fields of a class that inherits this one.
+        rest: the field is a dict of all keys that belong to no other field.
+        of: the commands that write it; empty: all.
+        last: write it after the fields of subclasses.
     """
     return {"key": key, "array": array, "omitted": omitted, "null": null, "rest": rest, "last": last, "of": of}
 
@@ -177,7 +177,7 @@ def key_of(value: Any, name: str) -> str:
 
 
 def encode(value: Any) -> Any:
-    """A value as JSON has it, but for numbers that are not finite."""
+    """Convert a value to JSON values; numbers that are not finite are kept."""
     if is_dataclass(value):
         tree: dict[str, Any] = {}
         for slot in layout(type(value)):
@@ -196,7 +196,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: Any, tree: Any, key: str, null: float = math.nan) -> Any:
-    """The value of this type that `encode` has written. Raises WrongType."""
+    """Convert a JSON value back to this type, the inverse of `encode`. Raises WrongType."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return tree
@@ -232,7 +232,7 @@ def decode(kind: Any, tree: Any, key: str, null: float = math.nan) -> Any:
 
 
 def decode_fields(cls: type[T], tree: Any, key: str) -> T:
-    """A dataclass of the keys that there are."""
+    """Make a dataclass from the keys in `tree`. Raises WrongType."""
     if not isinstance(tree, dict):
         raise WrongType(key, "an object")
     made, slots = object.__new__(cls), layout(cls)
@@ -248,18 +248,18 @@ def decode_fields(cls: type[T], tree: Any, key: str) -> T:
 
 
 def numbers(tree: Any, dimensions: int, key: str) -> np.ndarray:
-    """A float64 array of lists of numbers, nan for null. Raises WrongType."""
+    """Convert nested lists of numbers to a float64 array, with nan for null. Raises WrongType."""
     try:
         if are_numbers(tree, dimensions):
             array = np.array(tree, dtype=np.float64)
             return array if array.ndim == dimensions else array.reshape((len(tree), *(0,) * (dimensions - 1)))
     except (ValueError, OverflowError):  # rows of several lengths; too large for float64
         pass
-    raise WrongType(key, "numbers" if dimensions == 1 else "rows of numbers, of one length")
+    raise WrongType(key, "numbers" if dimensions == 1 else "rows of numbers of equal length")
 
 
 def are_numbers(tree: Any, dimensions: int) -> bool:
-    """Whether a JSON value is numbers or nulls in lists nested so many times."""
+    """Whether a JSON value is nested lists of numbers and nulls, with this many dimensions."""
     if not isinstance(tree, list):
         return False
     if dimensions == 1:
@@ -268,5 +268,5 @@ def are_numbers(tree: Any, dimensions: int) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number, which true and false are not."""
+    """Whether a JSON value is a number, and not true or false."""
     return type(value) in (int, float)

@@ -1,4 +1,4 @@
-"""The result of `spectra inspect` for one matrix: forecasts of what the commands cost."""
+"""The result of `spectra inspect` for one matrix: forecasts of the cost of commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spectra.records.fields import Stored, stored
 
 @stored
 class CommandCost(Stored):
-    """The forecast of what one command costs on one matrix."""
+    """The forecast cost of one command on one matrix."""
 
     command: str
     method: str  # gram: exact
@@ -19,20 +19,20 @@ class CommandCost(Stored):
     seconds: float
     bytes: int  # of the device at its peak, besides model and data
     at_least: bool  # whether it may be far more
-    host_bytes: int | None = None  # of the host, where the basis of a GPU lies there; else 0
-    largest_parameters: int | None = None  # of which memory holds the smallest basis; null where there is none
+    host_bytes: int | None = None  # on the host, if the basis of a GPU run is there; else 0
+    largest_parameters: int | None = None  # with the smallest basis in memory; None: no basis
 
 
 @stored
 class InspectResult(Entry):
-    """The forecasts for one matrix, and what the pilot run for them took."""
+    """Forecasts of the cost of commands on one matrix, and the cost of the pilot run."""
 
     seconds_per_product: float
     estimates: list[CommandCost]
 
     @classmethod
     def of(cls, measurement: Any) -> InspectResult:
-        """Make the record of a measurement whose answer is an `Outlook`."""
+        """Make the record of a measurement of an `Outlook`."""
         found = measurement.answer
         estimates = [CommandCost(**vars(estimate)) for estimate in found.estimates]
         return cls(seconds_per_product=found.seconds_per_product, estimates=estimates, **cost_of(measurement))
@@ -41,7 +41,7 @@ class InspectResult(Entry):
         return ", ".join(f"{cost.command} by {cost.method}: {cost.products} products" for cost in self.estimates)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row a forecast, whose numbers begin with `expected`."""
+        """Iterate over forecasts, as dictionaries; keys of expected numbers begin with `expected`."""
         for cost in self.estimates:
             expected = {"expected_products": cost.products, "expected_seconds": cost.seconds}
             yield {

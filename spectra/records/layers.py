@@ -1,4 +1,4 @@
-"""The result of `spectra layers`: one matrix, block by block."""
+"""The result of `spectra layers` for one matrix: its diagonal blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @stored
 class LowRank(Stored):
-    """Stable ranks of the part of eigenvectors that belongs to one weight, in its shape."""
+    """Stable ranks of the parts of leading eigenvectors that belong to one weight, as matrices of its shape."""
 
     weight: str
     stable_rank: float  # of the block's own leading eigenvector
@@ -27,26 +27,29 @@ class LowRank(Stored):
 
 
 def first_pair(values: np.ndarray | None, residuals: np.ndarray | None) -> tuple[float, float] | None:
-    """The first eigenvalue and its residual; None where there is none."""
+    """The first eigenvalue and its residual; None if there is none."""
     if values is None or residuals is None or not len(values):
         return None
     return float(values[0]), float(residuals[0])
 
 
 def unmeasured(block: Block) -> bool:
-    """Whether no density of the block was asked for; its fields are left out then."""
+    """Whether no density of the block was computed; its fields are then left out."""
     return block.nodes is None
 
 
 @stored
 class Block(Stored):
-    """One diagonal block of a matrix. What was not asked for is None; so is an error that one probe cannot tell."""
+    """One diagonal block of a matrix.
+
+    Numbers that were not requested, and errors that one probe cannot determine, are None.
+    """
 
     name: str
     parameters: int
     trace: float
     standard_error: float | None
-    share: float | None  # of the whole trace; None where that is zero
+    share: float | None  # of the whole trace; None if that is zero
     share_error: float | None
     mean: float  # eigenvalue
     mean_error: float | None
@@ -69,13 +72,13 @@ class Block(Stored):
         return first_pair(self.values, self.residuals)
 
     def measure(self) -> SpectralMeasure:
-        """The spectral measure, as the functions of `spectra.spectrum` take it; None where no density was asked for."""
+        """The spectral measure, as the functions of `spectra.spectrum` take it."""
         return measure_of(self)
 
 
 @stored
 class LayersResult(Entry):
-    """One matrix block by block."""
+    """Trace, eigenvalues and density of each diagonal block of one matrix."""
 
     method: str
     by: str  # layer, module or channel
@@ -87,7 +90,7 @@ class LayersResult(Entry):
     blocks: list[Block]
     diagonal: Vector | None = field(default=None, metadata=written(None, array="diagonal"))  # (n,) estimated
     diagonal_errors: Vector | None = field(default=None, metadata=written(None, array="errors"))  # (n,) standard errors
-    # (k, n): row j holds the j-th eigenvector of every block in the block's places, nan where it has none.
+    # (k, n): row j holds the j-th eigenvector of every block in the block's entries, nan if it has fewer.
     block_eigenvectors: Matrix | None = field(default=None, metadata=written(None, array="block_eigenvectors"))
 
     @property
@@ -99,7 +102,7 @@ class LayersResult(Entry):
         return f"{len(self.blocks)} blocks, trace {self.trace:.6g} ± {self.standard_error:.2g}"
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row a block, with its leading eigenvalue."""
+        """Iterate over blocks with their leading eigenvalues, as dictionaries."""
         names = ("trace", "standard_error", "share", "share_error", "mean", "mean_error", "sensitivity")
         for block in self.blocks:
             value, residual = block.leading or (None, None)

@@ -1,4 +1,4 @@
-"""What `spectra step` finds of noise and of the worst case in a ball."""
+"""The noise scales and the worst cases in a ball that `spectra step` computes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from spectra.records.fields import Stored, Vector, stored
 
 @stored
 class NoiseScale(Stored):
-    """A noise scale in examples: a ratio of noise to signal, with its errors; None where the data do not tell it."""
+    """A noise scale in examples: a ratio of noise to signal, with its errors; None if the data do not determine it."""
 
     value: float | None
     standard_error: float | None
-    sampling_error: float | None  # the part of it over examples; None: not known
+    sampling_error: float | None  # the part of it due to sampling of examples; None: not known
     lower: float | None  # the 95 % interval; None: no ratio is in it
     upper: float | None  # None: there is no upper bound, or no interval
-    noise: float  # tr C or tr(HC), of a population of which the data are a sample, or of the data
+    noise: float  # tr C or tr(HC), estimated for the population that the data are a sample of
     noise_error: float
     signal: float  # |g|^2 or g'Hg, likewise
     signal_error: float
-    measured: float  # the signal as it is on these data
+    measured: float  # the signal on these data
     reason: str | None  # why there is no value
     without_sampling: str | None  # why the error over examples is not known
 
@@ -29,7 +29,7 @@ class Noise(Stored):
 
     examples: int
     unit: str  # what an example is
-    population: bool  # whether the data are all, and no sample of more
+    population: bool  # whether the data are the whole population, and not a sample
     note: str | None
     products: int  # spent on the simple noise scale
     simple: NoiseScale
@@ -37,11 +37,11 @@ class Noise(Stored):
 
 @stored
 class WorstCase(Stored):
-    """How far the loss was found to rise in a ball, by steps of gradient ascent: lower bounds of the most."""
+    """The rise of the loss in a ball that gradient ascent found, a lower bound of the largest rise."""
 
     rho: float
     adaptive: bool  # whether distances are relative to each parameter's size
-    rises: Vector  # after each step, the largest so far; nan: there is no step, for the reason
+    rises: Vector  # after each step, the largest so far; nan if there is no step
     rounding: float | None  # standard deviation of a rise; None: not known
     forward: int  # passes over the data
     backward: int
@@ -50,7 +50,7 @@ class WorstCase(Stored):
 
 @stored
 class BallMaximum(Stored):
-    """The most that a quadratic model rises in a ball: at least `value`, and at most `value + error`."""
+    """The largest rise of the quadratic model in a ball: at least `value`, and at most `value + error`."""
 
     rho: float
     adaptive: bool

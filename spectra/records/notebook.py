@@ -1,4 +1,4 @@
-"""What a result shows of itself in a notebook: a line, a small table and a figure, as HTML."""
+"""The HTML of a result in a notebook: a line, a small table and a figure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WIDTH = 620  # pixels of a figure
 
 
 def shown(line: str, rows: Sequence[dict[str, str]], png: bytes | None) -> str:
-    """The HTML of a line of text, of rows with the same columns, and of a figure."""
+    """The HTML of a line of text, a table of rows with the same columns, and a figure."""
     parts = [f"<pre>{escape(line)}</pre>"]
     if rows:
         head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])

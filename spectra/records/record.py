@@ -1,4 +1,4 @@
-"""The record of a file: a command, the problem it was about, and what it found."""
+"""The record in a file of results: a command, its problem, and its results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from spectra.records.trace import TraceResult
 if TYPE_CHECKING:
     import pandas
 
-RESULTS: dict[str, type[Entry]] = {  # by command, what there is of each matrix
+RESULTS: dict[str, type[Entry]] = {  # by command, the type of an entry for one matrix
     "eig": EigResult,
     "trace": TraceResult,
     "density": DensityResult,
@@ -39,7 +39,7 @@ RESULTS: dict[str, type[Entry]] = {  # by command, what there is of each matrix
 
 
 def given(name: str, *commands: str) -> dict[str, Any]:
-    """The metadata of a field that only these commands have, which is left out where it is None."""
+    """The metadata of a field that only these commands write, and that is left out if it is None."""
     return written(omitted=lambda record: getattr(record, name) is None, of=commands)
 
 
@@ -50,15 +50,15 @@ class Record(Stored):
     Attributes:
         schema: the version of the file format.
         command: the command, such as eig.
-        problem: what was analysed: model, loss, data and their settings.
+        problem: the problem that was analysed: model, loss, data and settings.
         results: one entry for each matrix, such as `EigResult`.
-        pairs: of compare, the numbers of each pair of matrices; else None.
-        causes: of compare, what makes matrices differ; else None.
-        held_out: of compare, the comparison with other data; else None.
-        subsample: of compare, the comparison with fewer examples; else None.
-        class_structure: of compare, what class means explain of the leading eigenvalues; else None.
-        point: of step, what does not depend on the matrix; else None.
-        figures: the paths of the figures, where the command lists them.
+        pairs: the distances of each pair of matrices (compare only).
+        causes: the reasons why matrices differ (compare only).
+        held_out: the data held out for comparison (compare only).
+        subsample: the eigenvalues on fewer examples (compare only).
+        class_structure: the share of the leading eigenvalues that class means explain (compare only).
+        point: the numbers that do not depend on the matrix (step only).
+        figures: the paths of the figures, for commands that list them.
     """
 
     schema: int = SCHEMA
@@ -71,7 +71,6 @@ class Record(Stored):
     subsample: list[Subsample] | None = field(default=None, metadata=given("subsample", "compare"))
     class_structure: ClassStructure | None = field(default=None, metadata=given("class_structure", "compare"))
     point: StepPoint | None = field(default=None, metadata=given("point", "step"))
-    # Paths of figures.
     figures: list[str] | None = field(default=None, metadata=given("figures", "compare", "layers", "landscape", "step"))
 
     def __repr__(self) -> str:
@@ -90,7 +89,7 @@ class Record(Stored):
         return to_json(self.to_dict())
 
     def save(self, directory: Path) -> None:
-        """Write `<command>.json`, and `<command>.npz` where there are arrays; each file is replaced as a whole.
+        """Write `<command>.json`, and `<command>.npz` if there are arrays; each file is replaced atomically.
 
         Args:
             directory: the directory.
@@ -102,10 +101,9 @@ class Record(Stored):
 
         There is one row for each eigenvalue (eig), trace (trace), node of a probe (density), pair of matrices
         (compare), block of parameters (layers), point of a line or plane (landscape), direction (step), or estimate of
-        cost (inspect). The first columns tell what the row belongs to: command, checkpoint, step, seed, curvature. The
-        last ones tell how good it is and what it cost: converged, products, seconds; products and seconds are those of
-        all rows of a matrix together. Rows of compare end with the numbers of the pair, `first` against `second`, each
-        beside its error.
+        cost (inspect). The first columns say what the row belongs to: command, checkpoint, step, seed, curvature. The
+        last columns are converged, products and seconds; products and seconds are totals over all rows of a matrix.
+        Rows of compare end with the numbers of the pair, `first` against `second`, each followed by its error.
 
         Raises:
             SpectraError: pandas is not installed.
@@ -113,8 +111,8 @@ class Record(Stored):
         try:
             import pandas
         except ImportError as error:
-            told = "pandas is not installed; install it with: pip install 'loss-spectra[pandas]'"
-            raise SpectraError(told) from error
+            text = "pandas is not installed; install it with: pip install 'loss-spectra[pandas]'"
+            raise SpectraError(text) from error
         return pandas.DataFrame(list(self.rows()))
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -131,7 +129,7 @@ class Record(Stored):
 
     @classmethod
     def of(cls, tree: Mapping[str, Any], path: Path | str = "", argument: str = "RESULT") -> Record:
-        """Make a record of the content of a JSON file; keys that an older version did not write may be missing.
+        """Make a record from the content of a JSON file; keys that an older version did not write may be missing.
 
         Args:
             tree: the content.
@@ -139,50 +137,50 @@ class Record(Stored):
             argument: the name of the argument, for error messages.
 
         Raises:
-            SpectraError: it is not a result that this version can read.
+            SpectraError: the content is not a result that this version can read.
         """
         command, entries = tree["command"], []
         begin, again = f"{argument} {path}: ", f"run spectra {command} again"
         for entry in tree["results"]:
             if not (isinstance(entry, dict) and isinstance(entry.get("curvature"), str)):
-                text = f"is not a result of spectra {command}: an entry names no curvature; {again}"
+                text = f"is not a result of spectra {command}: an entry has no curvature; {again}"
                 raise SpectraError(begin + text)
             try:
                 entries.append(decode(RESULTS[command], entry, "results"))
             except WrongType as wrong:
-                text = f"{entry['curvature']} is without {wrong.key} that can be used (not {wrong.wanted}); {again}"
+                text = f"{wrong.key} of {entry['curvature']} must be {wrong.expected}; {again}"
                 raise SpectraError(begin + text) from wrong
         others = {slot.key: slot for slot in layout(cls) if slot.key and slot.key in tree and slot.key != "results"}
         try:
             found = {slot.name: decode(slot.kind, tree[key], key) for key, slot in others.items()}
         except WrongType as wrong:
-            text = f"is without {wrong.key} that can be used (not {wrong.wanted}); {again}"
+            text = f"{wrong.key} must be {wrong.expected}; {again}"
             raise SpectraError(begin + text) from wrong
         return cls.known(**found, results=entries)
 
 
 def load(path: Path, commands: Sequence[str] = tuple(RESULTS), argument: str = "RESULT") -> tuple[Path, Record]:
-    """A saved record and its file, without the arrays that stand in the NPZ file alone; see `files.read`.
+    """Read a saved record, without the arrays that are only in the NPZ file; return its file and the record.
 
-    Raises SpectraError.
+    Raises SpectraError as `files.read` does.
     """
     path, tree = read(path, commands, argument)
     return path, Record.of(tree, path, argument)
 
 
 def load_result(path: Path | str) -> Record:
-    """Read the result that a command or a call with `out` has saved.
+    """Read the result that a command, or a call with `out`, saved.
 
     Args:
-        path: a file such as `run/eig.json`, or a directory, of which the first of these is read: eig.json, trace.json,
-            density.json, compare.json, layers.json, landscape.json, step.json, inspect.json.
+        path: a file such as `run/eig.json`, or a directory, where the first of these files is read: eig.json,
+            trace.json, density.json, compare.json, layers.json, landscape.json, step.json, inspect.json.
 
     Returns:
         The `Record`, with `command`, `problem`, `results` (one entry for each matrix: `EigResult`, `TraceResult`, ...)
-        and `arrays`. Entries of eig hold eigenvectors, where these were saved.
+        and `arrays`. Entries of eig have eigenvectors, if these were saved.
 
     Raises:
-        SpectraError: there is no such file, or it is not a result, is from a newer version, or is incomplete.
+        SpectraError: there is no such file, or it is not a result, is incomplete, or is from a newer version.
     """
     path, record = load(Path(path), argument="result")
     for entry in record.results:

@@ -1,4 +1,4 @@
-"""The JSON Schema of all records, made from their types: `python -m spectra.records.schema` writes schema.json anew."""
+"""The JSON Schema of all records, made from their types; `python -m spectra.records.schema` writes schema.json."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Tree = dict[str, Any]
 
 
 def schema(strict: bool = False) -> Tree:
-    """The schema: one definition for each kind of record, by command, and one for each type inside of them.
+    """The schema, with a definition for the record of each command and for each type inside of records.
 
     Args:
-        strict: no further keys are allowed, as a version that is newer might write.
+        strict: allow no further keys, such as those that a newer version may write.
     """
     types: Tree = {}
     records = {command: of_record(command, types, strict) for command in RESULTS}
@@ -57,6 +57,7 @@ def of_record(command: str, types: Tree, strict: bool) -> Tree:
 
 
 def fix(found: Tree, command: str) -> None:
+    """Fix the values of the keys `schema` and `command`."""
     found["properties"] |= {"schema": {"const": SCHEMA}, "command": {"const": command}}
 
 
@@ -100,13 +101,13 @@ def of_type(kind: Any, types: Tree, strict: bool) -> Tree:
     if not (isinstance(kind, type) and is_dataclass(kind)):
         raise TypeError(f"no JSON for {kind}")
     if kind.__name__ not in types:
-        types[kind.__name__] = {}  # for a type that holds its own kind
+        types[kind.__name__] = {}  # for a type that contains itself
         types[kind.__name__] = {"description": description(kind)} | of_class(kind, types, strict)
     return {"$ref": f"#/$defs/{kind.__name__}"}
 
 
 def nested(inner: Tree, dimensions: int) -> Tree:
-    """The schema of arrays of arrays, so many deep."""
+    """The schema of arrays nested to this depth."""
     for _ in range(dimensions):
         inner = {"type": "array", "items": inner}
     return inner

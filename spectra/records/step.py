@@ -1,4 +1,4 @@
-"""The result of `spectra step`: what is found along each direction, and beside each matrix."""
+"""The result of `spectra step`: the loss along each direction, and the curvature of each matrix."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from spectra.records.fields import Stored, Vector, stored
 from spectra.records.noise import BallMaximum, Noise, NoiseScale, WorstCase
 from spectra.wording import short_paths
 
-WAY = "checkpoint "  # what the names of ways to several checkpoints begin with
+WAY = "checkpoint "  # prefix of the names of ways to several checkpoints
 
 
 @stored
 class StepFound(Stored):
-    """A step t in theta + t d; None throughout where there is none, but for the reason."""
+    """A step t to theta + t d; if there is none, all fields except `reason` are None."""
 
     step: float | None
     error: float | None
@@ -33,12 +33,12 @@ class StepDirection(Stored):
     norm: float
     slope: float  # g'd
     slope_error: float | None  # by rounding; None: not known
-    cosine: float | None  # of the angle between d and -g; None where the gradient is zero
-    best: StepFound  # where the loss is lowest
-    critical: StepFound  # where the loss is back where it was
+    cosine: float | None  # of the angle between d and -g; None if the gradient is zero
+    best: StepFound  # to the lowest loss
+    critical: StepFound  # to where the loss is again that at t = 0
     loss_at_one: float | None  # at t = 1, of an update or a way; None for others
     rounding: float  # standard deviation of one loss
-    searched: float  # the largest t that would have been looked at
+    searched: float  # the upper end of the range of t that is searched
     evaluations: int  # forward passes over the data
     t: Vector  # (points,), rising from 0
     loss: Vector  # (points,)
@@ -46,20 +46,20 @@ class StepDirection(Stored):
 
 @stored
 class StepPoint(Stored):
-    """The checkpoint, and what does not depend on a matrix: the loss along each direction."""
+    """The checkpoint, with numbers that do not depend on a matrix, such as the loss along each direction."""
 
     loss: float
     gradient_norm: float
     parameter_norm: float
     directions: list[StepDirection]
-    left_out: list[str]  # directions that there are not, each with the reason
+    left_out: list[str]  # directions that are left out, each with the reason
     evaluations: int  # forward passes over the data
-    noise: Noise | None  # None: not asked for, or there is none
-    without_noise: str | None  # the reason why there is none
-    worst: list[WorstCase]  # in balls, one an entry
+    noise: Noise | None  # None: not requested, or not available
+    without_noise: str | None  # why `noise` is None
+    worst: list[WorstCase]  # one per ball
 
     def called(self) -> dict[str, str]:
-        """Directions by name, as tables and figures call them: ways to several checkpoints by what tells them apart."""
+        """The names of directions in tables and figures; paths of several checkpoints are shortened to what differs."""
         names = [d.name for d in self.directions]
         files = {name: name.removeprefix(WAY) for name in names if name.startswith(WAY)}
         short = short_paths(list(files.values()))
@@ -68,7 +68,7 @@ class StepPoint(Stored):
 
 @stored
 class LayerShare(Stored):
-    """One layer's part in a direction, and in the curvature along it."""
+    """The share of one layer in a direction, and in the curvature along it."""
 
     name: str
     share: float  # |d_l|^2 / |d|^2
@@ -85,7 +85,7 @@ class StepAlong(Stored):
     curvature_error: float  # by rounding
     sharpness: float  # d'Ad / |d|^2
     sharpness_error: float
-    best_step: float | None  # -g'd / d'Ad, of the quadratic model; None where that has no minimum at t > 0
+    best_step: float | None  # -g'd / d'Ad; None if the quadratic model has no minimum at t > 0
     best_step_error: float | None
     within: float | None  # sum of d_l'A_ll d_l over layers l; None: not computed
     between: float | None  # the rest of d'Ad
@@ -98,25 +98,25 @@ class StepAlong(Stored):
 
 @stored
 class StepResult(Entry):
-    """What the directions meet of one matrix."""
+    """The curvature of one matrix along directions, with its noise scale and largest rises in balls."""
 
-    of_the_loss: bool  # A is a curvature of the loss, so that -g'd / d'Ad is a step
-    k: int  # eigenvectors, of which shares are given
+    of_the_loss: bool  # whether A is a curvature of the loss, so that -g'd / d'Ad is a step
+    k: int  # eigenvectors for which shares are given
     parameters: int  # n: by chance the share in j eigenvectors is j / n
-    eigenvalues: Vector  # (k + 1,) by falling magnitude; the last one tells the gap
+    eigenvalues: Vector  # (k + 1,) by falling magnitude; the last one gives the gap
     residuals: Vector
-    complete: bool | None  # True: no eigenvalue was missed, with 99 %; None: not looked for
-    source: str | None  # the file of an earlier eig, or `computed`; None: there are no eigenvectors
+    complete: bool | None  # whether a search excludes missed eigenvalues; None: no search
+    source: str | None  # of eigenvectors: the file of an earlier eig, or `computed`; None: none
     along: list[StepAlong]
-    full_noise: NoiseScale | None  # tr(AC) / g'Ag; None: not asked for, or there is none
-    without_full: str | None  # the reason why there is none
-    balls: list[BallMaximum]  # of the quadratic model, one an entry
+    full_noise: NoiseScale | None  # tr(AC) / g'Ag; None: not requested, or not available
+    without_full: str | None  # why `full_noise` is None
+    balls: list[BallMaximum]  # of the quadratic model, one per ball
 
     def summary(self) -> str:
         return ", ".join(f"{one.direction} {one.sharpness:.4g}" for one in self.along)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row a direction."""
+        """Iterate over directions, as dictionaries."""
         for one in self.along:
             row = {name: getattr(one, name) for name in ("direction", "sharpness", "sharpness_error", "best_step")}
             last = {"share": None, "share_lower": None, "share_upper": None}

@@ -1,4 +1,4 @@
-"""The numbers of a spectrum as a whole, each with its errors, and why some are left out."""
+"""Summary numbers of a spectrum, each with its errors, and why some are left out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from spectra.records.fields import Stored, stored, written
 
 @stored
 class Summary(Stored):
-    """A number that is read from nodes and weights."""
+    """A number computed from nodes and weights, with its errors."""
 
     value: float
     standard_error: float  # over probes
@@ -18,45 +18,45 @@ class Summary(Stored):
 
 @stored
 class Alternative(Stored):
-    """The likelihood ratio of the power law to another law."""
+    """The comparison of the power law with another distribution, by likelihood ratio."""
 
     name: str
-    ratio: float  # of logarithms, over its standard deviation; positive where the power law is the likelier
-    p_value: float  # of a ratio as large by chance
+    ratio: float  # log-likelihood ratio over its standard deviation; positive if the power law is more likely
+    p_value: float  # probability of a ratio as large by chance
 
 
 @stored
 class PowerLaw(Stored):
-    """A power law p(x) ~ x^-exponent of the leading eigenvalues (Clauset, Shalizi, Newman 2009)."""
+    """A power law p(x) ~ x^-exponent fitted to the leading eigenvalues (Clauset, Shalizi, Newman 2009)."""
 
     exponent: float
     standard_error: float
-    smallest: float  # eigenvalue from which on the law is fitted
-    count: int  # of eigenvalues from there on
-    of: int  # leading eigenvalues that are known one by one
+    smallest: float  # eigenvalue that the law is fitted to
+    count: int  # of eigenvalues at or above it
+    of: int  # leading eigenvalues that are known individually
     distance: float  # Kolmogorov-Smirnov
     p_value: float  # the share of samples of the law that fit it less well
     alternatives: list[Alternative]
-    rejected: bool  # p_value below 0.1, or an alternative the likelier with a p_value below 0.1
+    rejected: bool  # p_value below 0.1, or an alternative more likely with a p_value below 0.1
 
 
 @stored
 class MarchenkoPastur(Stored):
-    """The law of Marchenko and Pastur with the bulk's mean v and variance, and whether the bulk follows it."""
+    """The Marchenko-Pastur law with the bulk's mean v and variance, and whether the bulk follows it."""
 
-    fits: bool | None  # within chance, at the resolution of so many steps; None: too few probes or steps to tell
+    fits: bool | None  # within the errors; None: too few probes or steps to tell
     variance: Summary  # v
     ratio: Summary  # q, of rows to columns
     edge: Summary  # v (1 + sqrt q)^2
-    distance: float  # the largest of the two distributions
-    resolution: float  # half the width of the band for it, at its widest
+    distance: float  # the largest between the two cumulative distributions
+    resolution: float  # largest half-width of the error band
     count: int  # of eigenvalues in the bulk
-    zeros: int = 0  # eigenvalues not told from zero, beside those of the bulk, which has none then
+    zeros: int = 0  # eigenvalues not distinguished from zero, which are excluded from the bulk
 
 
 @stored
 class Summaries(Stored):
-    """What a spectral measure tells of the spectrum as a whole; None for what is left out."""
+    """Summary numbers of a spectrum; None for those that are left out."""
 
     effective_rank: Summary | None  # tr A / lambda_max
     stable_rank: Summary | None  # tr A^2 / lambda_max^2

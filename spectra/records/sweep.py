@@ -21,8 +21,8 @@ class TaskStatus(Stored):
     name: str
     state: str  # of STATES
     reason: str | None
-    log: str | None  # path of a file that tells more
-    last_lines: list[str]  # of that
+    log: str | None  # path of the log
+    last_lines: list[str]  # of the log
     tolerance_not_met: list[str]  # commands that are done
 
 
@@ -43,20 +43,20 @@ class SweepStatus(Stored):
 
 @dataclass(frozen=True)
 class Cost:
-    """The forecast of one command on one matrix, each time; `math.nan` where `inspect` knows no such method."""
+    """The forecast cost of one run of a command on one matrix; nan if `inspect` does not know the method."""
 
     curvature: str
     command: str
-    times: int  # how often it is to run
+    times: int  # number of runs
     products: float
     seconds: float
     bytes: float
-    at_least: bool  # whether it may be far more
+    at_least: bool  # whether the cost may be far higher
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The forecasts of all that is left of a sweep."""
+    """The forecast costs of the unfinished tasks of a sweep."""
 
     rows: tuple[Cost, ...]
     loading: float  # seconds before the first product of each command: start, model and data
@@ -64,17 +64,17 @@ class Costs:
 
 @dataclass(frozen=True)
 class Row:
-    """One number of the table; its fields are the columns. Empty (None) is what does not apply.
+    """One row of the table; its fields are the columns, and are None if they do not apply.
 
-    `converged` is false where the command's tolerance was not met, and for what compares eigenspaces where there
-    is no gap that residuals could tell: the number then says nothing.
+    `converged` is false if the command's tolerance was not met, and for a comparison of eigenspaces if residuals
+    resolve no gap: the number is then meaningless.
     """
 
     checkpoint: str
     step: Number
     curvature: str | None
     seed: int | None
-    quantity: str  # of `sweeps.rows.QUANTITIES`, which says what index and error are
+    quantity: str  # one of `sweeps.rows.QUANTITIES`, which defines index and error
     index: int | None
     value: float | None
     error: float | None = None
@@ -91,19 +91,19 @@ class Evolution(Stored):
 
     schema: int = SCHEMA
     command: str = "collect"
-    axis: str  # what steps count: "training step", "epoch", or "checkpoint", their place in the order
+    axis: str  # what steps are: "training step", "epoch" or "checkpoint" (position in the order)
     learning_rate: float | None = None  # of gradient descent
-    precondition: tuple[str, ...] = ()  # optimizers, or specs, by whose P eigenvalues are of P^-1/2 A P^-1/2
-    unfinished: tuple[str, ...] = ()  # names of tasks that lack a result
-    notes: tuple[str, ...] = ()  # what could not be read, and what the table lacks for it
+    precondition: tuple[str, ...] = ()  # optimizers or specs that define P
+    unfinished: tuple[str, ...] = ()  # names of tasks without a result
+    notes: tuple[str, ...] = ()  # what could not be read, and what the table lacks because of it
     rows: tuple[Row, ...]
 
     def select(self, quantity: str, **fields: Any) -> list[Row]:
-        """The rows of a quantity whose other fields are these."""
+        """The rows of a quantity with these values of other fields."""
         return [r for r in self.rows if r.quantity == quantity and all(getattr(r, k) == v for k, v in fields.items())]
 
     def series(self) -> list[tuple[str, int]]:
-        """Every matrix with every seed, as (curvature, seed), in the table's order."""
+        """The pairs (curvature, seed) in the order of the table."""
         named = ((row.curvature, row.seed) for row in self.rows)
         return list(dict.fromkeys((name, seed) for name, seed in named if name and seed is not None))
 
@@ -112,7 +112,7 @@ class Evolution(Stored):
         return to_json(self.to_dict())
 
     def to_csv(self) -> str:
-        """The rows below a line of names; what does not apply is empty, numbers are written in full."""
+        """The rows as CSV below a line of column names; cells that do not apply are empty."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([column.name for column in fields(Row)])

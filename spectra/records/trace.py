@@ -12,12 +12,12 @@ from spectra.records.fields import Vector, stored, written
 
 
 def of_one_matrix(entry: TraceResult) -> bool:
-    """Whether the result is of one matrix, and not of those of single examples."""
+    """Whether the result is for one matrix, and not for the matrices of single examples."""
     return entry.spread is None
 
 
 def of_many(entry: TraceResult) -> bool:
-    """Whether the numbers of single examples are left to the NPZ file."""
+    """Whether the numbers of single examples are only in the NPZ file."""
     return entry.traces_by_example is None or entry.traces_by_example.size > MOST_BY_EXAMPLE
 
 
@@ -27,15 +27,15 @@ class TraceResult(Entry):
 
     Attributes:
         method: the method, such as xtrace.
-        trace: the trace. By inputs, this is the mean over examples.
-        standard_error: its standard error; 0.0 where the trace is exact, infinite where the error is not known.
-        spread: by inputs, the standard deviation of the traces over examples; else None.
-        spread_error: the standard error of `spread`; else None.
-        traces_by_example: by inputs, the trace of each example (N,); else None.
-        standard_errors_by_example: by inputs, their standard errors (N,); else None.
-        sampling_error: the part of the standard error that comes from a matrix that is itself an estimate; else None.
+        trace: the trace; with respect to inputs, its mean over examples.
+        standard_error: the standard error of the trace: 0.0 if the trace is exact, infinite if the error is not known.
+        spread: with respect to inputs, the standard deviation of the traces over examples; otherwise None.
+        spread_error: the standard error of `spread`; otherwise None.
+        traces_by_example: with respect to inputs, the trace of each example (N,); otherwise None.
+        standard_errors_by_example: with respect to inputs, the standard error of each trace (N,); otherwise None.
+        sampling_error: the part of the standard error that is due to sampling, if the matrix is itself an estimate.
 
-    Fields that all results have, such as `converged`, `products` and `seconds`, are described at their base class
+    The fields of all results, such as `converged`, `products` and `seconds`, are described in the base class
     `spectra.records.entry.Entry`.
     """
 
@@ -43,7 +43,7 @@ class TraceResult(Entry):
     trace: float
     standard_error: float = field(metadata=written(null=math.inf))
 
-    # Of derivatives by inputs: `trace` is the mean over examples, and these are the examples' own.
+    # With respect to inputs, `trace` is the mean over examples, and these are per example.
     spread: float | None = field(default=None, metadata=written(omitted=of_one_matrix))
     spread_error: float | None = field(default=None, metadata=written(omitted=of_one_matrix, null=math.nan))
     traces_by_example: Vector | None = field(default=None, metadata=written(array="traces_by_example", omitted=of_many))
@@ -60,7 +60,7 @@ class TraceResult(Entry):
 
     @classmethod
     def of(cls, measurement: Any, method: str) -> TraceResult:
-        """Make the record of a measurement whose answer is a `TraceEstimate`."""
+        """Make the record of a measurement of a `TraceEstimate`."""
         found = measurement.answer
         return cls(
             method=method,
@@ -72,7 +72,7 @@ class TraceResult(Entry):
 
     @classmethod
     def by_example(cls, measurement: Any) -> TraceResult:
-        """Make the record of a measurement whose answer is `BlockTraces`, of the matrices of single examples."""
+        """Make the record of a measurement of `BlockTraces`, for the matrices of single examples."""
         found = measurement.answer
         return cls(
             method=found.method,

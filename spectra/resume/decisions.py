@@ -1,6 +1,6 @@
-"""The decisions that an unfinished run has made by a clock, for a resumed run to make alike.
+"""The decisions that an unfinished run made by timing, so that a resumed run makes the same ones.
 
-DIR/choices.json, DIR/choices.rank1.json    what was decided, by key, with a checksum
+DIR/choices.json, DIR/choices.rank1.json    the decisions by key, with a checksum
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Note = Callable[[str], None]
 
 
 class Decisions(MutableMapping[str, str]):
-    """A mapping of texts that is written to a file with every change.
+    """A mapping of strings that is written to a file at each change.
 
     Args:
-        path: the file. Where it is damaged, what it held is decided anew, and the user is told.
-        note: tells the user what happens.
+        path: the file. If it is damaged, decisions are made again, and the user is notified.
+        note: called with a message for the user.
         failed: called with an error of the disk, after which nothing more is written.
 
     Raises:
-        SpectraError: something stands there that is no regular file.
+        SpectraError: the path is not a regular file.
     """
 
     def __init__(self, path: Path, note: Note, failed: Callable[[Exception], None]):
@@ -69,7 +69,7 @@ class Decisions(MutableMapping[str, str]):
 
 
 def checked(content: Any) -> dict[str, str]:
-    """The choices of a file. Raises ValueError where it is damaged."""
+    """The choices in the content of a file. Raises ValueError if it is damaged."""
     if not isinstance(content, dict) or {*content} != {"choices", "checksum"}:
         raise ValueError("not a file of choices")
     held = content["choices"]

@@ -1,4 +1,4 @@
-"""Open the files of a state, where they are its own: no link is followed, and nothing hangs."""
+"""Open the files of a state safely: only regular files, without following links and without blocking."""
 
 from __future__ import annotations
 
@@ -28,30 +28,28 @@ def opened(path: Path, mode: Literal["rb"] = "rb") -> BufferedReader: ...
 @overload
 def opened(path: Path, mode: Literal["r+b", "x+b", "a+b"]) -> BufferedRandom: ...
 def opened(path: Path, mode: Literal["rb", "r+b", "x+b", "a+b"] = "rb") -> BufferedReader | BufferedRandom:
-    """The regular file at `path`, as `open` opens it.
+    """Open the regular file at `path`, like `open`.
 
-    Raises SpectraError where something else stands there, FileNotFoundError where nothing does and `mode` makes none,
-    and OSError where the file cannot be opened.
+    Raises SpectraError if the path is not a regular file, FileNotFoundError if there is no file and `mode` makes none,
+    and OSError if the file cannot be opened.
     """
     refuse_another_kind(path)
     return cast("BufferedReader | BufferedRandom", open(path, mode, opener=without_waiting))
 
 
 def refuse_another_kind(path: Path, wanted: int = stat.S_IFREG) -> None:
-    """Raise SpectraError where what stands at `path`, if anything, is no regular file, or not of the kind `wanted`."""
+    """Raise SpectraError if `path` exists and is not of the kind `wanted`, by default a regular file."""
     try:
         found = stat.S_IFMT(path.lstat().st_mode)
-    except OSError:  # whoever opens it will tell
+    except OSError:  # opening it raises the error
         return
     if found != wanted:
-        what = KINDS.get(found, "no file that a run has made")
-        raise SpectraError(f"`out`: {path} is {what}, which no run wrote; move it away, or name another `out`")
+        what = KINDS.get(found, "a regular file")
+        raise SpectraError(f"`out`: {path} is {what}, which no run wrote; move it away, or choose another `out`")
 
 
 def own_copy(path: Path) -> None:
-    """Give a file that is to be changed in place a copy of its own, where it has other names: those keep their
-    content.
-    """
+    """Replace a file that has other hard links by a copy, so that changes in place do not reach these."""
     if path.lstat().st_nlink > 1:
         with opened(path) as file:
             replace_file(path, lambda copy: shutil.copyfileobj(file, copy, 2**20))

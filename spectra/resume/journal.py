@@ -1,12 +1,12 @@
-"""The products of one matrix, written down as they are made and given again to a run that repeats the last.
+"""The journal of one matrix: products are saved as they are computed, and a resumed run reads them back.
 
-A method is a function of the products it is given and of a seed: with the same products it takes the same way, bit for
-bit. A product is given again only for the very vector it was made of; from the first that differs, as on another kind
-of processor it may, all are made anew. Once a checkpointed step (`spectra.operator.checkpointed`) has ended, its
-outcome replaces its products. Once a matrix is finished, its answer replaces everything.
+A method is a function of its products and of a seed: with the same products it takes the same path, bit for bit. A
+saved product is used only for exactly the same vector; from the first vector that differs, as it may on another kind of
+processor, all products are computed again. When a checkpointed step (`spectra.operator.checkpointed`) ends, its outcome
+replaces its products. When a matrix is finished, its answer replaces everything.
 
-The first vector and its product in ieee are kept as a sample. A later run makes that product once more and compares,
-before it trusts anything else.
+The first vector and its product in ieee precision are kept as a sample. A resumed run computes that product again and
+compares, before it uses anything else.
 """
 
 from __future__ import annotations
@@ -42,11 +42,14 @@ KINDS = ("sample", "products", "steps", "done")
 
 @dataclass(frozen=True)
 class JournalSettings:
-    """The settings that the journals of one state share; the defaults are those of a journal alone.
+    """The settings that the journals of one state share; the defaults are those of a single journal.
 
-    Attributes: owner: the state that the files belong to. save_every: the seconds between writes to the disk itself.
-    failed: called with an error of the disk, after which nothing more is written. least: returns the smallest of the
-    processes' numbers, so that all give a product again or all multiply. note: tells the user what happens.
+    Attributes:
+        owner: the state that the files belong to.
+        save_every: the seconds between syncs to the disk.
+        failed: called with an error of the disk, after which nothing more is written.
+        least: returns the minimum of a number over all processes, so that all read a product back or all multiply.
+        note: called with a message for the user.
     """
 
     owner: str = ""
@@ -65,9 +68,9 @@ class Journal:
     """
 
     def __init__(self, path: Path, settings: JournalSettings | None = None):
-        self.seconds = 0.0  # that what is given again took when it was made
+        self.seconds = 0.0  # that the results read back took when they were computed
         self._path, self._settings = path, settings or JournalSettings()
-        with ExitStack() as stack:  # closes those before one that is refused
+        with ExitStack() as stack:  # closes the logs before one that is refused
             paths = (path.with_name(f"{path.name}.{kind}") for kind in KINDS)
             logs = [stack.enter_context(closing(Log(each, self._settings.owner))) for each in paths]
             stack.pop_all()
@@ -85,7 +88,7 @@ class Journal:
         for log in self._logs:
             self._tell_damage(log)
         if self._trusted:
-            self._sample.cut(0)  # a run that ended before it held anything may have been of other code
+            self._sample.cut(0)  # a run that ended before it saved any result may have had other code
 
     @property
     def _logs(self) -> tuple[Log, ...]:
@@ -97,7 +100,7 @@ class Journal:
         return made + sum(entry.mark for entry in self._steps.entries)
 
     def product(self, operator: SymmetricOperator, vectors: Tensor) -> Tensor:
-        """The product `operator @ vectors`: that of an earlier run that made it at this point, or a new one."""
+        """Return `operator @ vectors`: the product that an earlier run saved at this point, or a new one."""
         self._trust(operator)
         self._spent += 1 if vectors.ndim == 1 else vectors.shape[1]
 
@@ -127,7 +130,7 @@ class Journal:
             self._position += 1
 
     def checkpointed(self, operator: SymmetricOperator, compute: Callable[[], Any], generator: torch.Generator) -> Any:
-        """The result of `compute` in an earlier run, with the generator left as it left it; or a new one."""
+        """Return the saved outcome of `compute()` and restore the generator's state after it, or run it now."""
         if self._inside:
             return compute()
 
@@ -162,12 +165,12 @@ class Journal:
         return outcome
 
     def finish(self, answer: Any) -> None:
-        """Save the answer, of CPU tensors, numbers, texts and containers of them, in place of products and steps."""
+        """Save the answer (CPU tensors, numbers, strings and containers of these) in place of products and steps."""
         if not self._writing:
             return
         try:
             write_whole(self._done.path, self._settings.owner, lambda file: torch.save(answer, file))
-        except (OSError, RuntimeError) as error:  # torch's writer hides what came of the disk
+        except (OSError, RuntimeError) as error:  # torch's writer hides errors of the disk
             self._fail(error)
         else:
             self._products.cut(0)
@@ -185,7 +188,7 @@ class Journal:
         return found if self._done.entries else None
 
     def _made(self, mark: int, vectors: Tensor) -> Tensor | None:
-        """The saved product, where it is the next one: laid out in memory as `vectors` are, as a new one would be."""
+        """The saved product, if it is the next one, with the memory layout of `vectors`; otherwise None."""
         entry = next(iter(self._products.entries[self._next : self._next + 1]), None)
         if entry is None or (entry.position, entry.place, entry.mark) != (self._position, self._place, mark):
             return None
@@ -195,9 +198,9 @@ class Journal:
         return product if whole else None
 
     def _trust(self, operator: SymmetricOperator) -> None:
-        """Check by the sample that what is saved belongs to this matrix.
+        """Check with the sample that the saved results belong to this matrix.
 
-        Where the sample is missing, everything else is dropped. Raises SpectraError where the sample's product has
+        If the sample is missing, everything else is dropped. Raises SpectraError if the product of the sample has
         changed.
         """
         if self._trusted:
@@ -218,17 +221,17 @@ class Journal:
             log.cut(0)
 
     def _refuse_another(self, now: Tensor, then: Tensor) -> None:
-        """Raise SpectraError where a product made again has changed, since code or data are then no longer the same."""
+        """Raise SpectraError if a repeated product has changed, which means that code or data have changed."""
         change = norm(now - then) / max(norm(then), torch.finfo(then.dtype).tiny)
         if not self._settings.least(change <= torch.finfo(then.dtype).eps ** 0.5):
             home = self._path.parent
             raise SpectraError(
-                f"`out` {home.parent}: the matrix is not that of the unfinished run there, as a product shows, so the "
+                f"`out` {home.parent}: a matrix-vector product differs from that of the unfinished run there, so the "
                 f"model's code or the data have changed; restore them, or remove {home}"
             )
 
     def _finished(self) -> tuple[Any, Tensor, float] | None:
-        """The saved step at this position: its outcome, the generator's state and the seconds it took."""
+        """The saved step at this position: its outcome, the generator's state and its time in seconds."""
         entry: Entry | None = next((e for e in self._steps.entries if e.position == self._position), None)
         content = self._steps.content(entry) if entry and self._repeating else None
         self._tell_damage(self._steps)
@@ -245,7 +248,7 @@ class Journal:
         self._steps.cut(len(kept))
 
     def _write_sample(self, vectors: Tensor, product: Tensor) -> None:
-        """The first vector that is multiplied, and its product."""
+        """Save the first vector that is multiplied, and its product."""
         if self._writing and not self._sample.entries:
             for part in (vectors, product):
                 first = part if part.ndim == 1 else map_shards(lambda columns: columns[:, 0], part)
@@ -267,17 +270,17 @@ class Journal:
 
     def _tell_damage(self, log: Log) -> None:
         if log.damaged:
-            self._settings.note(f"{log.path} is damaged, so what it held after the damage is computed again")
+            self._settings.note(f"{log.path} is damaged, so the results after the damage are computed again")
             log.damaged = False
 
     def sync(self) -> None:
-        """Write everything to the disk itself. Raises OSError."""
+        """Sync all files to the disk. Raises OSError."""
         for log in self._logs:
             log.sync()
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Write everything to the disk itself and close the files."""
+        """Sync all files to the disk and close them."""
         with suppress(OSError):
             self.sync()
         for log in self._logs:
@@ -293,7 +296,7 @@ class CheckpointedOperator(Wrapper):
 
     @property
     def ieee(self) -> CheckpointedOperator:
-        """The matrix in ieee, with its products in the same journal; itself where it is in ieee already."""
+        """The matrix in ieee precision, with its products in the same journal; `self` if it already is."""
         inner = reference(self.operator)
         return self if inner is self.operator else CheckpointedOperator(inner, self.journal)
 
@@ -315,7 +318,7 @@ class CheckpointedOperator(Wrapper):
 
 
 def filled(part: Tensor, log: Log, entry: Entry) -> bool:
-    """Fill a tensor with a record, and tell whether the record is intact and of the tensor's size."""
+    """Fill a tensor with a record, and return whether the record is intact and of the tensor's size."""
     room = part if part.is_cpu and part.is_contiguous() else torch.empty(part.shape, dtype=part.dtype)
     if entry.size != part.nbytes or not log.read(entry, as_bytes(room)):
         return False

@@ -1,6 +1,6 @@
-"""An append-only file of records, readable after a kill or a full disk: what follows the last whole one is cut off.
+"""An append-only file of records, readable after a kill or a full disk: an incomplete last record is cut off.
 
-head      MARK and the label, a digest of what the file belongs to
+head      MARK, and a digest of the owner and the name of the file
 record    an Entry: position, place, mark, seconds, size, checksum of the content; checksum of these; the content
 """
 
@@ -31,7 +31,7 @@ CHUNK = 2**24
 
 @dataclass(frozen=True)
 class Entry:
-    """The header of a record, and the place of its content."""
+    """The header of a record, and the offset of its content."""
 
     position: int
     place: int
@@ -43,7 +43,7 @@ class Entry:
 
     @property
     def end(self) -> int:
-        """The place behind the record."""
+        """The offset of the end of the record."""
         return self.start + self.size
 
     def packed(self) -> bytes:
@@ -54,10 +54,11 @@ class Entry:
 
 
 class Log:
-    """The file at `path`, made with its first record; its `entries` in order. Contents are checked as they are read.
+    """A file of records, which is made with its first record; `entries` are the headers of its records in order.
 
-    `owner` tells what the file belongs to. One that belongs to something else, or whose records are not those that were
-    written, is `damaged`, and cut before the first that is wrong. Raises SpectraError where `path` is no regular file.
+    `owner` names what the file belongs to. If it belongs to another owner, or a record is corrupt, `damaged` is set,
+    and the file is cut before the first corrupt record; contents are checked when they are read. Raises SpectraError if
+    `path` is not a regular file.
     """
 
     def __init__(self, path: Path, owner: str = ""):
@@ -90,7 +91,7 @@ class Log:
             start = entry.end
 
     def read(self, entry: Entry, content: np.ndarray) -> bool:
-        """Fill `content` with the record's bytes; False, and the file is damaged, where those are not as written."""
+        """Fill `content` with the record's bytes, and return whether they are intact; if not, set `damaged`."""
         self._file.seek(entry.start)
         whole = self._file.readinto(memoryview(content)) == entry.size
         if not (whole and zlib.crc32(content) == entry.checksum):
@@ -99,21 +100,18 @@ class Log:
         return True
 
     def content(self, entry: Entry) -> np.ndarray | None:
-        """The record's bytes; None where they are not those that were written."""
+        """The record's bytes; None if they are corrupt."""
         content = np.empty(entry.size, dtype=np.uint8)
         return content if self.read(entry, content) else None
 
     def load(self, entry: Entry, read: Callable[[IO[bytes]], Any]) -> Any | None:
-        """The content of the last record as `read` reads it.
-
-        None, and the file is damaged, where it is not as it was written.
-        """
+        """Read the content of the last record with `read`; return None and set `damaged` if it is corrupt."""
         self.damaged |= checksum(self._file, entry.start) != entry.checksum
         self._file.seek(entry.start)
         return None if self.damaged else read(self._file)
 
     def append(self, position: int, place: int, mark: int, seconds: float, content: np.ndarray) -> None:
-        """Write one record to the system's memory. Raises OSError, with nothing of the record left behind."""
+        """Append one record, without a sync to the disk. Raises OSError, and leaves nothing of the record behind."""
         before = self.end
         start = (before or len(self.head)) + RECORD
         entry = Entry(position, place, mark, seconds, content.nbytes, zlib.crc32(content), start)
@@ -126,7 +124,7 @@ class Log:
             self._file.flush()
         except OSError:
             with suppress(OSError):
-                self._file.close()  # tries again to write what it holds
+                self._file.close()  # tries again to write its buffer
             os.truncate(self.path, before)
             self._opened = opened(self.path, "r+b")
             raise
@@ -134,7 +132,7 @@ class Log:
 
     @property
     def end(self) -> int:
-        """The place behind the last record."""
+        """The offset of the end of the last record."""
         return self.entries[-1].end if self.entries else 0
 
     def cut(self, count: int) -> None:
@@ -144,7 +142,7 @@ class Log:
             self._file.truncate(self.end)
 
     def sync(self) -> None:
-        """Write the file to the disk itself."""
+        """Sync the file to the disk."""
         if self._open:
             os.fsync(self._file.fileno())
 
@@ -159,18 +157,18 @@ class Log:
 
     @property
     def _file(self) -> BufferedRandom:
-        """The open file; there is one wherever there are entries."""
+        """The open file; it is open if there are entries."""
         assert self._opened
         return self._opened
 
 
 def head(path: Path, owner: str) -> bytes:
-    """The first bytes of a file of this name, whose name tells matrix, rank and kind."""
+    """The first bytes of a file with this owner and this name, which consists of matrix, rank and kind."""
     return MARK + hashlib.sha256(f"{owner}\n{path.name}".encode()).digest()
 
 
 def write_whole(path: Path, owner: str, write: Callable[[IO[bytes]], Any]) -> None:
-    """Replace a file by one of a single record, whose content `write` writes.
+    """Replace a file by one with a single record; `write` writes its content.
 
     Raises OSError, and what `write` raises.
     """

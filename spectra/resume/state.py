@@ -1,11 +1,11 @@
 """The state of an unfinished command, in a directory beside its results.
 
-    DIR/manifest.json, DIR/lock     the problem, written first; a lock held by the run at work, and removed last
+    DIR/manifest.json, DIR/lock     the problem, written first; a lock held by the active run, and removed last
     DIR/NAME.KIND                   the journal of a matrix (`spectra.resume.journal`)
-    DIR/choices.json                what was decided by a clock (`spectra.resume.decisions`)
+    DIR/choices.json                decisions made by timing (`spectra.resume.decisions`)
 
-After a kill at any moment, the same command resumes, and ends with the numbers that it would have had. Every file has
-its checksum, and those of matrices name the manifest that they belong to.
+After a kill at any moment, the same command resumes, and ends with the numbers of an uninterrupted run. Every file has
+a checksum, and the files of matrices name the manifest that they belong to.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from spectra.resume.files import checksum, opened, refuse_another_kind
 from spectra.resume.journal import KINDS, Journal, JournalSettings
 
 Note = Callable[[str], None]
-LOSS = "mean loss"  # in a problem: a number, that rounding may change
-LIKE = 2.0**-11.5  # relative, as of products in float32
+LOSS = "mean loss"  # the key in a problem of a number that rounding may change
+LIKE = 2.0**-11.5  # relative tolerance, sqrt(eps) of float32
 LARGEST = 2**62
 
 
@@ -39,11 +39,11 @@ class State:
     """The state of one command in `directory`.
 
     Args:
-        directory: the place of the state.
-        save_every: the seconds between writes to the disk itself.
-        note: tells the user what happens.
-        rank: the number of this process; each writes files of its own, and only rank 0 the manifest.
-        least: returns the smallest of the processes' numbers.
+        directory: the directory of the state.
+        save_every: the seconds between syncs to the disk.
+        note: called with a message for the user.
+        rank: the rank of this process; each writes its own files, and only rank 0 the manifest.
+        least: returns the minimum of a number over all processes.
 
     Raises:
         SpectraError: the directory cannot be read.
@@ -56,41 +56,41 @@ class State:
         self._save_every, self._rank, self._least = save_every, rank, least
         refuse_another_kind(directory, stat.S_IFDIR)
         self._manifest = read_manifest(directory)
-        self.settled = self._manifest and self._manifest["settled"]  # by an unfinished run, for this one to take up
+        self.settled = self._manifest and self._manifest["settled"]  # adopted from an unfinished run
         self._journals: dict[str, Journal] = {}
         self._lock: IO | None = None
-        self._told = False  # that it cannot be written
-        self._ours = False  # the directory, to be removed where nothing has come into it
+        self._told = False  # whether the user was told that it cannot be written
+        self._ours = False  # whether the directory belongs to this run, which may remove it
 
     def begin(self, problem: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
         """Resume the state of this problem, or begin a new one.
 
-        Of several processes all call this, and none returns before the first has its manifest. Raises SpectraError
-        where the state belongs to another problem, or is in use.
+        All processes call this, and none returns before rank 0 has its manifest. Raises SpectraError if the state
+        belongs to another problem, or is in use.
         """
         now = json.loads(json.dumps({"problem": finite(problem), "settled": settled}))
         refuse_changed(self.directory, self._manifest, now["problem"])
         if not self._rank:
             self._begin(now)
-        self._settings  # noqa: B018, which all processes agree on
+        self._settings  # noqa: B018, all processes agree on them
 
     def _begin(self, now: dict[str, Any]) -> None:
         self._lock = locked(self.directory)
-        manifest = read_manifest(self.directory)  # anew: another run may have come meanwhile, and gone
+        manifest = read_manifest(self.directory)  # again: another run may have begun and ended meanwhile
         if manifest is None:
-            self._ours = True  # and goes, should it come to no manifest
+            self._ours = True  # and is removed, if no manifest is written
             self._clear()
             write_manifest(self.directory, now)
             manifest = now
         refuse_changed(self.directory, manifest, now["problem"])
         if manifest["settled"] != now["settled"]:
-            text = "another run has been at work there since this one began; give the same command again"
+            text = "another run has used it since this one began; run the same command again"
             raise SpectraError(f"`out` {self.directory.parent}: {text}")
         self._manifest, self._ours = manifest, True
 
     @cached_property
     def _settings(self) -> JournalSettings:
-        """The settings that its journals share; files of all ranks belong to the manifest of the first."""
+        """The settings that its journals share; files of all ranks belong to the manifest of rank 0."""
         owner = LARGEST if self._rank else int(checksum(self._manifest or {})[:15], 16)
         return JournalSettings(str(self._least(owner)), self._save_every, self._failed, self._least, self._note)
 
@@ -102,12 +102,12 @@ class State:
 
     @cached_property
     def choices(self) -> Decisions:
-        """What this process has decided by a clock, and an unfinished run before it."""
+        """The decisions that this process, and an unfinished run before it, made by timing."""
         name = f"choices.rank{self._rank}.json" if self._rank else "choices.json"
         return Decisions(self.directory / name, self._note, self._failed)
 
     def close(self) -> None:
-        """Write everything to the disk itself and close it; a state without content is removed."""
+        """Sync all files to the disk and close the state; remove it if it has no content."""
         self._close_journals()
         if self._ours and not any(path.lstat().st_size for path in self._contents("products", "steps", "done")):
             self._remove()
@@ -128,7 +128,7 @@ class State:
         self._journals.clear()
 
     def _remove(self) -> None:
-        """The lock goes last: nobody else begins while this run still removes what may then be theirs."""
+        """Remove the directory; the lock comes last, so that no other run begins before the rest is removed."""
         self._ours = False
         with suppress(OSError):
             (self.directory / "manifest.json").unlink(missing_ok=True)
@@ -136,7 +136,7 @@ class State:
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             (self.directory / "lock").unlink(missing_ok=True)
-            self.directory.rmdir()  # fails where another run has begun meanwhile
+            self.directory.rmdir()  # fails if another run has begun meanwhile
 
     def _clear(self) -> None:
         """Remove what is left of a state that has lost its manifest, or was about to be removed."""
@@ -152,20 +152,20 @@ class State:
 
     def _failed(self, error: Exception) -> None:
         if not self._told:
-            text = "so no more of this run is saved before its end"
+            text = "so this run saves nothing more before its end"
             self._note(f"{self.directory}: cannot be written ({reason(error)}), {text}")
         self._told = True
 
 
 def locked(directory: Path) -> IO:
-    """Take the lock of the directory; both are made where they are missing.
+    """Take the lock of the directory; both are made if they are missing.
 
-    Raises SpectraError where another run holds it.
+    Raises SpectraError if another run holds it.
     """
     home, path = directory.parent, directory / "lock"
     for _ in range(100):
         try:
-            with suppress(FileExistsError):  # `exist_ok` looks again, and fails where it has been removed meanwhile
+            with suppress(FileExistsError):  # `exist_ok` checks again, and fails if it was removed meanwhile
                 directory.mkdir()
             lock = opened(path, "a+b")
         except FileNotFoundError:  # removed by the run that has just ended
@@ -173,13 +173,13 @@ def locked(directory: Path) -> IO:
         except OSError as error:
             with suppress(OSError):
                 directory.rmdir()
-            message = f"`out` {path}: cannot be written ({reason(error)}); free some space or name another"
+            message = f"`out` {path}: cannot be written ({reason(error)}); free some space or choose another directory"
             raise SpectraError(message) from error
         try:
             take_lock(lock)
         except BlockingIOError as error:
             lock.close()
-            text = "another run is at work there; wait for its end, or name another directory"
+            text = "another run is using it; wait for its end, or choose another directory"
             raise SpectraError(f"`out` {home}: {text}") from error
         except OSError:
             return lock  # a file system without locks
@@ -187,11 +187,11 @@ def locked(directory: Path) -> IO:
             if os.path.samestat(os.fstat(lock.fileno()), path.lstat()):
                 return lock
         lock.close()  # of a run that has just ended, and has removed it
-    raise SpectraError(f"`out` {home}: other runs keep using it; name another directory")
+    raise SpectraError(f"`out` {home}: other runs keep using it; choose another directory")
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of an unfinished run; None where there is none. Raises SpectraError where it is damaged."""
+    """The manifest of an unfinished run; None if there is none. Raises SpectraError if it is damaged."""
     path = directory / "manifest.json"
     try:
         with opened(path) as file:
@@ -212,11 +212,11 @@ def write_manifest(directory: Path, content: dict[str, Any]) -> None:
 
 
 def refuse_changed(directory: Path, manifest: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """Raise SpectraError where there is a manifest of another problem."""
+    """Raise SpectraError if there is a manifest of another problem."""
     if manifest and (changes := list(differences(manifest["problem"], now))):
         raise SpectraError(
             f"`out` {directory.parent}: an unfinished run of another problem is there ({'; '.join(changes[:3])}); give "
-            f"the same options to finish it, name another directory, or remove {directory}"
+            f"the same options to finish it, choose another directory, or remove {directory}"
         )
 
 

@@ -1,7 +1,6 @@
-"""From a problem and a request to a finished record. Knows nothing of the command line.
+"""Carry out a request about a problem and make its record. Nothing here knows of the command line.
 
-`eig`, `trace`, `density` and `inspection` hold the settings of the command of that name and the function that carries
-it out. For `spectra compare`, `layers`, `landscape` and `step` both are in `run.py` of the rooms `comparison`,
-`layerwise`, `surfaces` and `steps`. All work in a `session.Session`, which loads the problem, calls the method and
-keeps what comes out.
+`eig`, `trace`, `density` and `inspection` hold the settings of a command and the function that runs it. For `spectra
+compare`, `layers`, `landscape` and `step` both are in `run.py` of the packages `comparison`, `layerwise`, `surfaces`
+and `steps`. All work in a `session.Session`, which loads the problem, calls the method and saves the result.
 """

@@ -1,4 +1,4 @@
-"""Where the bases of a run lie: settled once the problem is loaded, kept for a resumed run, and told."""
+"""The memory that holds the Lanczos bases of a run, on the device or the host, and notes about it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spectra.wording import counted
 
 
 class ShardedSpace(Space):
-    """The vectors of a problem's matrices, as they are sharded over processes."""
+    """The vectors of a problem's matrices, sharded over processes."""
 
     @property
     def mesh(self) -> Any:
@@ -23,19 +23,19 @@ class ShardedSpace(Space):
 
 
 def name_of(place: Placement, space: Shaped) -> str:
-    """The place as the argument `basis` names it: `device`, or `host` where that is another."""
+    """The place as in the argument `basis`: `device`, or `host` if that is another device."""
     return "device" if place.device.type == space.device.type else "host"
 
 
-def told(place: Placement, space: Shaped, asked: str) -> Iterator[str]:
-    """Lines on a basis that lies on the host, or that memory keeps small, for the reader of a result."""
+def notes(place: Placement, space: Shaped, asked: str) -> Iterator[str]:
+    """Yield notes for the reader of a result if the basis is in host memory, or small for lack of memory."""
     each = in_units(vector_bytes(space))
     if name_of(place, space) == "host":
         held = counted(fitting_vectors(space), "vector")
-        why = "as asked" if asked == "host" else f"as a quarter of the device's memory holds {held} of {each}"
+        why = "as requested" if asked == "host" else f"since a quarter of the device's memory holds {held} of {each}"
         yield f"the Lanczos basis is in host memory, {why}"
     if place.vectors < place.usual:
         yield (
-            f"memory holds {counted(place.vectors, 'basis vector')} of {each}, and restarts are frequent below "
-            f"{place.usual}: expect more products, and less certainty that no eigenvalue is missed"
+            f"memory holds only {counted(place.vectors, 'basis vector')} of {each}, fewer than {place.usual}, so "
+            "restarts are frequent: expect more products, and less certainty that no eigenvalue is missed"
         )

@@ -1,7 +1,7 @@
-"""Spectra of the matrices of single examples by their inputs: eigenvalues, traces and the density of all examples.
+"""Spectra of second derivatives with respect to inputs: eigenvalues, traces and density of the matrices of examples.
 
-The operator is the block-diagonal matrix of all examples. `run.eig`, `trace` and `density` come here for a problem that
-is differentiated by inputs.
+The operator is the block-diagonal matrix of all examples. `run.eig`, `trace` and `density` call this for an
+`InputProblem`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from spectra.vectors import full_tensor, norm
 if TYPE_CHECKING:
     from spectra.run.session import Session
 
-APART = torch.finfo(torch.float32).eps ** 0.5  # of a product: what may be in other blocks by rounding
+APART = torch.finfo(torch.float32).eps ** 0.5  # relative: what rounding may leave in other blocks of a product
 
 
 def eigenpairs(session: Session, lean: Callable[..., Any]) -> tuple[list[Measurement], str]:
-    """The eigenpairs of every example's matrix, a measurement a matrix, and the method that found them.
+    """Compute the eigenpairs of each example, one measurement per matrix; return these and the method used.
 
-    lanczos makes small matrices whole, which takes no more products. `lean` makes a method leave out vectors that are
-    too many.
+    For lanczos, small matrices are computed whole, which takes no more products. `lean` wraps a method so that it drops
+    eigenvectors that are too large.
     """
     problem, asked = by_input(session), session.request.settings
     method = asked.method
@@ -51,7 +51,7 @@ def eigenpairs(session: Session, lean: Callable[..., Any]) -> tuple[list[Measure
 
 
 def traces(session: Session) -> list[Measurement]:
-    """The traces of every example's matrix, a measurement a matrix."""
+    """Estimate the traces of each example, one measurement per matrix."""
     problem, asked = by_input(session), session.request.settings
     method = TRACE_BLOCKS[asked.method] if asked.method else CHEAPEST_TRACE_BLOCKS
     solve = partial(resolve_name(method), rtol=asked.rtol, probes=asked.probes, blocks=problem.count)
@@ -62,10 +62,10 @@ def traces(session: Session) -> list[Measurement]:
 
 
 def measures(session: Session, estimate: Callable[..., Any], products: int) -> tuple[list[Measurement], str]:
-    """The spectral measures of all examples' matrices, a measurement a matrix, and the method that found them.
+    """Compute the spectral measures of all examples, one measurement per matrix; return these and the method used.
 
-    `estimate` is a method for any matrix, which takes so many products. Where no more make every matrix whole, that is
-    done, and every eigenvalue is exact.
+    `estimate` is a method for any matrix, which takes `products`. If no more are needed to compute every block whole,
+    this is done, and all eigenvalues are exact.
     """
     problem, limit = by_input(session), session.request.max_products
     left = products if limit is None else min(products, limit - session.checks - 1)
@@ -76,7 +76,7 @@ def measures(session: Session, estimate: Callable[..., Any], products: int) -> t
 
 
 def by_input(session: Session) -> InputProblem:
-    """The session's problem, which is one by inputs."""
+    """The problem of the session, as an InputProblem."""
     assert isinstance(session.problem, InputProblem)
     return session.problem
 
@@ -90,9 +90,9 @@ def of_single_examples(
     max_products: int | None = None,
     **options: Any,
 ) -> Any:
-    """The answer of a method, once a product has shown that the matrix is made of its blocks alone.
+    """Check by a product that the matrix is block-diagonal, and return the answer of a method.
 
-    Raises SpectraError where it is not: where the loss of an example depends on the inputs of others.
+    Raises SpectraError if it is not, because the loss of an example depends on the inputs of others.
     """
     matrix = Counting(operator)
     if blocks > 1:
@@ -103,7 +103,7 @@ def of_single_examples(
 
 
 def refuse_mixed(matrix: SymmetricOperator, blocks: int, generator: torch.Generator) -> None:
-    """Raise SpectraError where a product with some blocks of a vector has entries in other blocks; one product."""
+    """Raise SpectraError if a product with some blocks of a vector has entries in other blocks."""
     drawn = full_tensor(random_vectors(matrix, 1, generator))[0].view(blocks, -1)
     kept = torch.randperm(blocks, generator=generator)[: blocks // 2].to(drawn.device)
     vector = torch.zeros_like(drawn)
@@ -114,7 +114,7 @@ def refuse_mixed(matrix: SymmetricOperator, blocks: int, generator: torch.Genera
     others = norm(image.flatten())
     if others > APART * size:
         raise SpectraError(
-            f"`wrt` inputs: the loss of an example depends on the inputs of others (by {others / size:.1e} of a "
-            "product), so examples have no matrices of their own; look for means over dimension 0 in the model, and "
-            "for comparisons of examples in the loss"
+            f"`wrt` inputs: the loss of an example depends on the inputs of others (relative change "
+            f"{others / size:.1e}), so an example has no matrix of its own; look for means over dimension 0 in the "
+            "model, and for comparisons of examples in the loss"
         )

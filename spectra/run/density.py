@@ -1,4 +1,4 @@
-"""The spectral density: its settings, and the function that takes a request to its record."""
+"""The spectral density: its settings, and the function that makes its record."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from spectra.run.request import AnySize
 from spectra.run.session import Session
 from spectra.spectrum.recording import density_result
 
-# The measures of matrices by name, the file for their figure, and the thresholds of stability of their eigenvalues.
+# A function of measures by name of the matrix, the file for the figure, and their thresholds of stability.
 Draw = Callable[[dict[str, SpectralMeasure], Path, list[float | None]], None]
 
 
 @dataclass(frozen=True)
 class DensitySettings(AnySize):
-    """The products a probe (`steps`), the random vectors (`probes`), and X of a damped matrix A + X I."""
+    """The settings of a density: products per probe (`steps`), number of `probes`, and the `damping` X of A + X I."""
 
     steps: int = DENSITY_STEPS
     probes: int = DENSITY_PROBES
     damping: float | None = None
 
     command = "density"
-    less_memory = ("`steps`", "take fewer, or choose fewer parameters with `params`")
+    less_memory = ("`steps`", "choose fewer, or fewer parameters with `params`")
 
     def basis(self, space: Shaped) -> Placement | None:
         return basis_of(space, self.steps)
 
 
 def density(session: Session[DensitySettings], draw: Draw) -> Record:
-    """Compute the spectral measures that are asked for, keep their record and return it.
+    """Compute the requested spectral measures, save their record and return it.
 
-    `draw` makes the figure of those that are finite, where there is a place for it.
+    `draw` draws the figure of the finite measures, if there is a directory for it.
     """
     session.load()
     asked = session.request.settings
@@ -63,7 +63,7 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     home = session.request.home or session.request.out
     path = home / "density.png" if home and finite else None
     other = session.request.by_inputs or session.request.preconditioner
-    classes = None if other else session.subject.classes  # which tell of the matrix as it is
+    classes = None if other else session.subject.classes  # which apply to the plain matrix only
     of_one = not session.request.by_inputs
     results = [
         density_result(one, path, None if one.curvature in over_examples else classes, asked.damping, of_one)

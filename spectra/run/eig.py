@@ -1,4 +1,4 @@
-"""Eigenvalues at the ends of the spectrum: the settings, and the function that takes a request to its record."""
+"""Eigenvalues at the ends of the spectrum: the settings, and the function that makes their record."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ from spectra.spectrum.localisation import localisation_of
 
 @dataclass(frozen=True)
 class EigSettings:
-    """The number of eigenvalues, their end (LM, LA, SA, BE), the method of EIG, and the residual / |value| to reach."""
+    """The settings of eigenvalues.
+
+    Attributes:
+        k: the number of eigenvalues.
+        which: their end: LM, LA, SA or BE.
+        method: a method of EIG.
+        tolerance: the residual / |value| to reach.
+    """
 
     k: int = K
     which: str = "LM"
@@ -36,7 +43,7 @@ class EigSettings:
     tolerance: float = TOLERANCE
 
     command = "eig"
-    less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")
+    less_memory = ("`k`", "choose fewer, or fewer parameters with `params`")
 
     def refuse(self, matrices: Sequence[str]) -> None:
         if self.method == "gram":
@@ -55,13 +62,13 @@ class EigSettings:
 
 
 def lean(solve: Callable[..., Any], save_vectors: bool, operator: SymmetricOperator, **options: Any) -> Any:
-    """The pairs that `solve` finds, without vectors that will not be written: the next matrix needs their memory."""
+    """The pairs from `solve`, without vectors that will not be saved, since the next matrix needs their memory."""
     pairs = with_sampling_errors(solve(operator, **options), operator)
     return pairs if save_vectors or pairs.vectors.nbytes <= LARGEST_VECTORS else without_vectors(pairs)
 
 
 def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
-    """Compute the eigenvalues that are asked for and keep their record; eigenvectors up to 1 GiB, or if asked for."""
+    """Compute the requested eigenvalues and save their record, with eigenvectors up to 1 GiB or if `save_vectors`."""
     session.load()
     asked = session.request.settings
     if session.request.by_inputs:
@@ -89,12 +96,12 @@ def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
 def pairs(
     session: Session[EigSettings], names: Sequence[str], method: str, solver: str, save_vectors: bool
 ) -> list[Measurement]:
-    """The eigenpairs of these matrices, by the function whose path is `solver`."""
+    """Compute the eigenpairs of these matrices with the function at the path `solver`."""
     if not names:
         return []
     asked = session.request.settings
     solve = partial(resolve_name(solver), k=asked.k, which=asked.which, tolerance=asked.tolerance)
     expected = 3 + 2 * asked.k if method == "gram" else 20 + 3 * asked.k
-    precision = None if method in POLISHED else IEEE  # nothing would bring others below the noise
+    precision = None if method in POLISHED else IEEE  # other methods cannot get below the noise
     found = partial(lean, solve, save_vectors)
     return session.measure(found, products=expected, precision=precision, names=names)

@@ -1,4 +1,4 @@
-"""The description of a model and its checkpoint, and forecasts of what the commands cost on a problem."""
+"""Describe a model and its checkpoint, and forecast the cost of commands on a problem."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -48,57 +48,45 @@ from spectra.run.trace import usual_method
 from spectra.vectors import norm, shard_sizes
 
 
-@dataclass(frozen=True)
-class Layer:
-    """The parameters that one module has itself, not those of the modules in it."""
-
-    name: str  # empty for the model itself
-    type: str
-    parameters: int  # tied ones count where they appear first
-    trainable: int
-    chosen: int  # by --params, of the trainable ones
-    tied: tuple[str, ...]  # names of parameters of earlier layers that are used here again
-
-
-def layers(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[Layer]:
-    """The modules of a model that have parameters, in its own order."""
+def layers(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> Iterator[LayerRecord]:
+    """Yield the modules of a model that have parameters, in its order."""
     wanted, first = {id(p) for p in chosen.values()}, {id(p): name for name, p in model.named_parameters()}
     for place, module in model.named_modules():
         held = {f"{place}.{name}".lstrip("."): p for name, p in module.named_parameters(recurse=False)}
         own = [p for name, p in held.items() if first[id(p)] == name]
         if held:
-            yield Layer(
+            yield LayerRecord(
                 name=place,
                 type=type(module).__name__,
                 parameters=sum(p.numel() for p in own),
                 trainable=sum(p.numel() for p in own if p.requires_grad),
                 chosen=sum(p.numel() for p in own if id(p) in wanted),
-                tied=tuple(first[id(p)] for name, p in held.items() if first[id(p)] != name),
+                tied=[first[id(p)] for name, p in held.items() if first[id(p)] != name],
             )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a command on one matrix, with the options it was asked for and its defaults."""
+    """The forecast cost of a command on one matrix, with the given options and its defaults."""
 
     command: str
     method: str  # gram: exact
     products: int
     seconds: float
-    bytes: int  # of the device at its peak, of products and of the method's vectors, besides model and data
-    at_least: bool  # whether it may be far more
-    host_bytes: int = 0  # of the host, where the basis of a device lies there
-    largest_parameters: int | None = None  # of which memory holds the smallest basis of the method
+    bytes: int  # peak on the device, of products and the method's vectors, beyond model and data
+    at_least: bool  # whether the cost may be far higher
+    host_bytes: int = 0  # on the host, if the basis of a GPU run is there
+    largest_parameters: int | None = None  # for which the smallest basis of the method fits in memory
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """The costs of the commands on one matrix, and what the pilot run for them took."""
+    """The forecast costs of commands on one matrix, and the cost of the pilot run."""
 
     seconds_per_product: float
     estimates: tuple[Estimate, ...]
-    products: int  # that it took
-    converged: bool  # products are finite, so that there are estimates
+    products: int  # of the pilot run
+    converged: bool  # whether products are finite, so that there are estimates
     refused: tuple[str, ...] = ()  # why commands would be refused for lack of memory
 
 
@@ -112,9 +100,9 @@ def look_ahead(
     max_products: int | None = None,
     progress: Progress | None = None,
 ) -> Outlook:
-    """Forecast the costs of `eig`, `trace` and `density` on a counted Curvature, by 20 products with it.
+    """Forecast the costs of `eig`, `trace` and `density` on a counted Curvature from a pilot run of 20 products.
 
-    By the method that each takes by itself, and by the Gram matrix where there is one.
+    There are forecasts for the default method of each, and for the Gram matrix if there is one.
     """
     start, before = time.perf_counter(), operator.products
     k = min(k, operator.shape[0])
@@ -135,7 +123,7 @@ def look_ahead(
         return Outlook(pace, (), spent, converged=False)
     seen = outline(pilot)
     n = pilot.storage.shape[1]
-    held = max(shard_sizes(seen.mesh, n)) / n  # by a process, of each vector
+    held = max(shard_sizes(seen.mesh, n)) / n  # the largest share of a vector in one process
 
     def estimate(command: str, method: str, cost: Forecast) -> Estimate:
         products = CHECKS + cost.products
@@ -176,7 +164,7 @@ def look_ahead(
 
 
 def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimate]:
-    """Forecast the costs of method `gram`, where it would not be refused."""
+    """Yield the forecast costs of the method gram, if it would not be refused."""
     taken, vector = cast(Curvature, operator.operator).peak_bytes, operator.shape[0] * operator.dtype.itemsize
     with suppress(SpectraError):
         factor = cast(Factor, operator.factor())
@@ -193,7 +181,7 @@ def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimat
 
 @dataclass(frozen=True)
 class InspectSettings(AnySize):
-    """The settings of the commands whose costs are forecast."""
+    """The settings of the commands that are forecast."""
 
     k: int = K
     tolerance: float = TOLERANCE
@@ -204,7 +192,7 @@ class InspectSettings(AnySize):
 
 
 def inspection(session: Session[InspectSettings]) -> Record:
-    """Describe a model and its checkpoint, with data also forecast the commands; keep the record and return it."""
+    """Describe a model and its checkpoint, and with data forecast commands; save the record and return it."""
     if session.request.named["data"] is None:
         found = []
         model_alone(session)
@@ -218,7 +206,7 @@ def inspection(session: Session[InspectSettings]) -> Record:
 
 
 def outlooks(session: Session[InspectSettings]) -> list[Measurement]:
-    """Forecast the commands for each matrix, and add layers, checkpoint and gradient to the problem's record."""
+    """Forecast commands for each matrix, and add layers, checkpoint and gradient to the problem's record."""
     asked = session.request.settings
     session.load(lambda: with_layers(session.network.loaded))
     with session.listener.work("gradient"):
@@ -228,19 +216,17 @@ def outlooks(session: Session[InspectSettings]) -> list[Measurement]:
 
 
 def with_layers(loaded: Loaded) -> ProblemRecord:
-    """The problem's record with its layers, and how the checkpoint fitted them."""
+    """The problem's record with its layers and the match of the checkpoint."""
     return loaded.record.changed(**model_fields(loaded.problem.model, loaded.problem.parameters, loaded.checkpoint))
 
 
 def model_fields(model: nn.Module, chosen: Mapping[str, nn.Parameter], match: dict[str, Any] | None) -> dict[str, Any]:
-    """The fields of a record that tell of a model's layers, and how its checkpoint fitted them."""
-    told: list[dict[str, Any]] = [asdict(layer) | {"tied": list(layer.tied)} for layer in layers(model, chosen)]
-    found = [LayerRecord(**layer) for layer in told]
-    return {"layers": found, "checkpoint_match": match and CheckpointMatch(**match)}
+    """The fields of a record for the layers of a model and the match of its checkpoint."""
+    return {"layers": list(layers(model, chosen)), "checkpoint_match": match and CheckpointMatch(**match)}
 
 
 def model_alone(session: Session[InspectSettings]) -> None:
-    """Set the problem's record to what is known of a model without data."""
+    """Set the problem's record for a model without data."""
     session.prepare()
     asked = session.request.named
     named = (asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed"))

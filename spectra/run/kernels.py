@@ -1,4 +1,4 @@
-"""The matrices over examples among those of a run, and their methods: they are made whole where memory holds them."""
+"""The matrices over examples (kernels) of a run, and their methods: they are computed whole if they fit in memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ if TYPE_CHECKING:
 
 
 def kernels(session: Session) -> list[str]:
-    """The names of the matrices over examples; a matrix of the user's own may be called as they are."""
+    """The names of the matrices over examples; a given operator may have such a name, and is not one."""
     return [name for name in session.names if name in KERNELS and isinstance(session.subject, Network)]
 
 
 def exact_kernels(session: Session) -> list[str]:
-    """Those of which the dense matrix is small enough to be held."""
+    """The names of the matrices over examples that are small enough to be computed whole."""
     found = kernels(session)
     return found if found and sum(map(len, session.problem.batches)) <= LARGEST else []
 
 
 def exact_method(session: Session, asked: str) -> str:
-    """The method for their eigenvalues: exact ones from the dense matrix, unless it is too large or another is asked
-    for.
-    """
+    """The method for eigenvalues of kernels: exact by default, unless the matrix is too large."""
     return "gram" if asked == "lanczos" and exact_kernels(session) else asked

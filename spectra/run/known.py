@@ -1,4 +1,4 @@
-"""Eigenpairs that an earlier `eig` has left where a request names them, or where its files go: they spare products."""
+"""Eigenpairs of an earlier `eig`, which save products; the request names them, or they are in its output directory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from spectra.records.record import load
 
 
 def source(named: Path | None, option: str, out: Path | None) -> Path | None:
-    """The arrays of the earlier result, if there is one. Raises SpectraError where none is as named."""
+    """The arrays of the earlier result; None if there is none. Raises SpectraError if a named one is missing."""
     if named:
-        path, _ = load(named, ("eig",), f"--{option}")
+        path, _ = load(named, ("eig",), f"`{option}`")
         return path.with_suffix(".npz")
     if out and (out / "eig.npz").exists():
         return out / "eig.npz"
@@ -27,17 +27,17 @@ def source(named: Path | None, option: str, out: Path | None) -> Path | None:
 
 
 def of_another_matrix(arrays: Path, now: PreconditionRecord | None) -> str | None:
-    """How an earlier result's matrices are preconditioned, in words, where that is not as it is now; else None."""
+    """How an earlier result's matrices are preconditioned, as text, if that differs from now; otherwise None."""
     try:
         _, record = load(arrays.with_suffix(".json"), ("eig",))
-    except SpectraError:  # that its vectors are of this matrix is tested all the same
+    except SpectraError:  # its vectors are tested with this matrix anyway
         return None
     then = record.problem.get("precondition")
     if then is None or now is None:
         other = then is not now
     else:
-        told = [key for key in vars(now) if key != "spec" or now.sha256 is None]
-        other = any(getattr(then, key, None) != getattr(now, key) for key in told)
+        keys = [key for key in vars(now) if key != "spec" or now.sha256 is None]
+        other = any(getattr(then, key, None) != getattr(now, key) for key in keys)
     if not other:
         return None
     return "not preconditioned" if then is None else f"preconditioned by {then.spec}"
@@ -52,21 +52,21 @@ def eigenpairs(
     use: str = "projected out",
     most: int | None = None,
 ) -> Eigenpairs | None:
-    """The eigenpairs in the file that this matrix confirms, by at most `most` products; None where they are of no use.
+    """Read eigenpairs from the file, and confirm them with at most `most` products; None if they cannot be used.
 
-    `note` is given the reason. `agree` gives each of several processes the least of their numbers: all must be able to
-    read the file.
+    `note` is called with the reason. `agree` returns the minimum of a number over all processes, since all must be able
+    to read the file.
     """
     arrays = read_arrays(path, [f"{what}_{name}" for what in ("eigenvalues", "eigenvectors", "residuals")])
     if not agree(arrays is not None and are_pairs(*arrays.values())) or arrays is None:
-        note(f"{name}: {path} holds no eigenvectors of it (eig writes them with `out`), so none are {use}")
+        note(f"{name}: {path} has no eigenvectors of this matrix (eig writes them to `out`), so none are {use}")
         return None
     if most == 0:
         note(f"{name}: `max_products` leaves no room to check the eigenvectors of {path}, so none are {use}")
         return None
     known = known_pairs(operator, *(torch.from_numpy(array) for array in arrays.values()), most=most)
     if known is None:
-        note(f"{name}: {path} holds no converged eigenpairs of this matrix, so none are {use}")
+        note(f"{name}: {path} has no converged eigenpairs of this matrix, so none are {use}")
         return None
     return known
 
@@ -78,7 +78,7 @@ def are_pairs(values, vectors, residuals) -> bool:
 
 
 def end_of(arrays: Path) -> str | None:
-    """The --which of an earlier `eig`, where its record tells."""
+    """The --which of an earlier `eig`; None if its record lacks it."""
     try:
         _, record = load(arrays.with_suffix(".json"), ("eig",))
     except SpectraError:

@@ -1,7 +1,7 @@
-"""Listeners, who follow a run: its progress, its heading, and notes that a user has to know.
+"""Listeners, which receive the progress, the heading and the notes of a run.
 
-The command line's listener writes to the terminal (`spectra.cli.terminal`); that of a caller in Python is here. Nothing
-in this room prints, but for the line of progress that a caller asks for.
+The command line's listener writes to the terminal (`spectra.cli.terminal`); the listener for calls from Python is here.
+Nothing in this package prints, apart from a progress line that a caller requests.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from spectra.records.problem import ProblemRecord
 from spectra.wording import progress
 
 log = logging.getLogger("spectra")
-EVERY = 0.2  # seconds between two writings of a progress line
-LONGEST = 78  # characters of one
+EVERY = 0.2  # seconds between updates of a progress line
+LONGEST = 78  # characters of a progress line
 
 
 class Work(Protocol):
-    """A piece of work: called with numbers as it gets on."""
+    """A piece of work in progress, called with numbers such as products=12."""
 
     def __call__(self, **numbers: float) -> None: ...
 
     def stage(self, name: str) -> None:
-        """Say what is done next."""
+        """Report the next stage of the work."""
         ...
 
 
 class Listener(Protocol):
-    """The interface of whoever follows a run."""
+    """The interface of an object that receives the progress of a run."""
 
     def begin(self) -> None:
-        """All is set up that every run needs, as PyTorch; what comes is work on this problem."""
+        """Called when PyTorch is loaded and work on the problem begins."""
         ...
 
     def work(self, name: str) -> AbstractContextManager[Work]:
-        """A piece of work begins, and lasts as long as the context does."""
+        """Called when a piece of work begins; it lasts as long as the context."""
         ...
 
     def heading(self, problem: ProblemRecord) -> None:
-        """The problem is loaded; this is its record."""
+        """Called with the record of the problem when it is loaded."""
         ...
 
     def note(self, text: str) -> None:
-        """A sentence that the user has to know."""
+        """Called with a sentence for the user."""
         ...
 
 
@@ -59,11 +59,11 @@ Progress = Callable[..., None]
 
 @dataclass(frozen=True)
 class Caller:
-    """A caller in Python: notes go to the logger `spectra`, the rest to a function, where there is one.
+    """The listener for calls from Python: notes go to the logger `spectra`, progress to a function if there is one.
 
-    It is called as progress("hessian", products=12, ...) with the name of what is being done and the numbers that tell
-    how far that is, and as progress("loading", stage="reading the data"). What it raises ends the run. True stands for
-    a line on standard error that is kept up to date, in a terminal or a notebook.
+    The function is called as progress("hessian", products=12, ...) with the name of the current work and numbers, or as
+    progress("loading", stage="reading the data"). An exception in it ends the run. True shows a progress line on
+    standard error.
     """
 
     progress: Progress | bool | None = None
@@ -74,11 +74,11 @@ class Caller:
     @contextmanager
     def work(self, name: str) -> Iterator[Work]:
         if self.progress is not True:
-            yield Told(name, self.progress or nothing)
+            yield Reported(name, self.progress or nothing)
             return
         line = ProgressLine()
         try:
-            yield Told(name, line)
+            yield Reported(name, line)
         finally:
             line.clear()
 
@@ -90,8 +90,8 @@ class Caller:
 
 
 @dataclass(frozen=True)
-class Told:
-    """A piece of work whose progress is given to a function."""
+class Reported:
+    """A piece of work that reports its progress to a function."""
 
     name: str
     progress: Progress
@@ -108,8 +108,8 @@ class ProgressLine:
     """A progress function that keeps one line on standard error up to date."""
 
     start: float = field(default_factory=time.monotonic)
-    written: float = -math.inf  # when it was written last
-    width: int = 0  # of what is written
+    written: float = -math.inf  # time of the last update
+    width: int = 0  # of the last text
 
     def __call__(self, name: str, stage: str | None = None, **numbers: float) -> None:
         now = time.monotonic()
@@ -121,7 +121,7 @@ class ProgressLine:
         self.written, self.width = now, len(text)
 
     def clear(self) -> None:
-        """Leave an empty line."""
+        """Erase the line."""
         if self.width:
             sys.stderr.write(f"\r{' ' * self.width}\r")
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The problem of a request, loaded, with what is refused on the way: the model before data are read."""
+"""Load the problem of a request, and refuse what can be refused before the model is built or data are read."""
 
 from __future__ import annotations
 
@@ -23,43 +23,41 @@ from spectra.product_checks import CHECKS, NOISE_PRODUCTS
 from spectra.run.request import Request
 from spectra.wording import counted
 
-SMALLEST_CHECKED = 8  # products; of fewer, the checks would leave too little
+SMALLEST_CHECKED = 8  # products; with fewer, checks would leave too few
 
 
 def device_of(request: Request) -> torch.device:
-    """The device on which the problem is or will be. Raises SpectraError where there is no such device."""
+    """The device of the problem. Raises SpectraError if there is no such device."""
     given = request.problem
     if isinstance(given, Problem):
         return given.device
     named = str(place_of(request)[1])
     if request.ranks and ranks.world() > 1 and (":" in named or named == "mps"):
         kind = named.partition(":")[0]
-        way_out = (
-            "cpu, or one process without torchrun" if kind == "mps" else f"{kind}, of which each rank takes its own"
-        )
-        raise SpectraError(f"`device` {named}: it is one device for all of torchrun's ranks; take `device` {way_out}")
+        way_out = "cpu, or one process without torchrun" if kind == "mps" else f"{kind}, so that each rank has its own"
+        raise SpectraError(f"`device` {named}: is one device for all of torchrun's ranks; give `device` {way_out}")
     return choose_place(*place_of(request))[0]
 
 
 def place_of(request: Request) -> tuple[Any, Any, Any]:
-    """The model of a request that names its parts, and the device and dtype asked for."""
+    """The model, device and dtype in a request that names the parts of its problem."""
     named = cast("Mapping[str, Any]", request.problem)
     return named["model"], named.get("device"), named.get("dtype")
 
 
 def idle_cards(request: Request, device: torch.device) -> str | None:
-    """The note that other cards are idle, with the line that would use them; None where a user has chosen one."""
+    """A note that other GPUs are idle, with the command that uses them; None if the user chose a GPU."""
     named = request.problem.get("device") if isinstance(request.problem, Mapping) else None
     if not request.ranks or ranks.world() > 1 or device.type != "cuda" or named not in (None, "auto", "cuda"):
         return None
     if (count := torch.cuda.device_count()) < 2:
         return None
     command = f"torchrun --nproc-per-node {count} -m spectra {request.settings.command} ..."
-    return f"{device} is used, the other {counted(count - 1, 'card')} not; `{command}` uses all"
+    return f"only {device} is used, and {counted(count - 1, 'other GPU')} not; `{command}` uses all"
 
 
 def refuse_lower_precision(request: Request, device: torch.device) -> None:
-    """Raise SpectraError where the device or the dtype lacks the precision asked for, before anything is loaded."""
+    """Raise SpectraError if the device or the dtype lacks the requested precision, before anything is loaded."""
     if request.precision != IEEE:
         given = request.problem
         own = isinstance(given, Problem)
@@ -68,7 +66,7 @@ def refuse_lower_precision(request: Request, device: torch.device) -> None:
 
 
 def processes_of(request: Request, device: torch.device) -> Processes:
-    """The ranks that torchrun has started, once all are there; or those of a Problem; or this process alone."""
+    """The ranks that torchrun started, after all have joined; or those of a Problem; or this process alone."""
     if isinstance(request.problem, Problem):
         return request.problem.processes
     if request.ranks and ranks.world() > 1:
@@ -79,7 +77,7 @@ def processes_of(request: Request, device: torch.device) -> Processes:
 
 
 def checks_of(request: Request) -> int:
-    """The number of products for checking that a matrix is one; none where too few would be left."""
+    """The number of products for checking that a matrix is symmetric; 0 if too few products would be left."""
     limit = request.max_products
     if limit is not None and limit < SMALLEST_CHECKED:
         return 0
@@ -87,9 +85,9 @@ def checks_of(request: Request) -> int:
 
 
 def load(request: Request, processes: Processes, begins: Callable[[str], None]) -> tuple[Loaded, tuple[str, ...]]:
-    """The problem, and the matrices that it has of those asked for; `begins` is told of each stage.
+    """Load the problem; return it and the names of the requested matrices that it has.
 
-    A note in the record tells of the others. Raises SpectraError.
+    `begins` is called with each stage. The record has a note for each matrix that is left out. Raises SpectraError.
     """
     names, missing = request.curvature, []
 
@@ -104,7 +102,7 @@ def load(request: Request, processes: Processes, begins: Callable[[str], None]) 
                 leave_out(name, reason)
             else:
                 refuse_unsuited(name, loss, request.weight_decay)
-        if KERNELS.keys() & {*names}:  # whose size the data tell
+        if KERNELS.keys() & {*names}:  # their size depends on the data
             return
         limit = request.max_products
         request.settings.refuse_size(size, None if limit is None else limit - checks_of(request))

@@ -1,4 +1,4 @@
-"""Measurements: the answer of a method for one matrix and its cost, of which results are made."""
+"""Measurements: the answer of a method for one matrix and its cost, from which results are made."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ ON_HOST = "; basis in host memory"
 
 @dataclass(frozen=True)
 class Measurement:
-    """The answer of a method for one matrix, and what it cost."""
+    """The answer of a method for one matrix, and its cost."""
 
     curvature: str
     answer: Any
     products: int
     seconds: float
     setup_seconds: float
-    noise: float | None  # relative, of one product: in ieee as `check_operator`, else as `measure_noise` has found it
-    path: str  # how products were made
+    noise: float | None  # relative, of one product, from `check_operator` in ieee, otherwise from `measure_noise`
+    path: str  # how products were computed
     kept_bytes: int  # between products
     peak_bytes: int  # with one product
-    semidefinite: bool  # no eigenvalue is negative, by definition
-    derivative_check: dict[str, Any] | None = None  # how a product compares with differences; None: not asked for
+    semidefinite: bool  # whether no eigenvalue is negative, by definition
+    derivative_check: dict[str, Any] | None = None  # a product compared with finite differences; None: not requested
     precision: str = IEEE  # of products
-    noise_norm: float | None = None  # of products of lower precision: the largest |Ev| / |v| that was seen
-    ieee_products: int = 0  # of all products, those in ieee or exact, where the others are noisy
-    finite_difference: dict[str, Any] | None = None  # how products are differences, and how far off; None: exact
+    noise_norm: float | None = None  # the largest measured |Ev| / |v| of products in lower precision
+    ieee_products: int = 0  # the number in ieee or exact, if others are noisy
+    finite_difference: dict[str, Any] | None = None  # the form and error of finite differences; None: exact
     projected_out: int = 0  # eigenpairs of an earlier run
     earlier: Path | None = None  # that run's arrays
 
     @classmethod
     def of(cls, packed: dict[str, Any]) -> Measurement:
-        """The one that was `packed`."""
+        """Restore a measurement from the result of `packed`."""
         kind, fields = packed["answer"]
         earlier = packed["earlier"] and Path(packed["earlier"])
         return cls(**{**packed, "answer": getattr(results, kind)(**fields), "earlier": earlier})
 
     def packed(self) -> dict[str, Any]:
-        """The fields as tensors on the CPU, numbers and texts, to be saved."""
+        """The fields as CPU tensors, numbers and strings, to be saved."""
         fields = {name: value.cpu() if hasattr(value, "cpu") else value for name, value in vars(self.answer).items()}
         answer, earlier = (type(self.answer).__name__, fields), self.earlier and str(self.earlier)
         return {**vars(self), "answer": answer, "earlier": earlier}
 
     def cost(self) -> dict[str, Any]:
-        """The cost by the names that records give its parts."""
+        """The cost with the field names of records."""
         return {
             "converged": self.answer.converged,
             "products": self.products,
@@ -91,14 +91,14 @@ def measure(
     left: Callable[[int], int | None] = lambda spent: None,
     progress: Progress | None = None,
 ) -> Measurement:
-    """One matrix prepared, checked, and given to `method(operator, generator=, max_products=, progress=)`.
+    """Prepare and check one matrix, and apply `method(operator, generator=, max_products=, progress=)` to it.
 
     Args:
-        operator: what the method multiplies by, where that is not the matrix itself.
-        check: see first that products are repeatable and symmetric. Raises SpectraError where they are not.
-        known: finds eigenpairs of an earlier run, by products that count; the method is then given them as `known=`.
-        earlier: that run's arrays.
-        left: how many products the method may make, when so many have been made before it.
+        operator: the operator that the method multiplies by; None: the matrix itself.
+        check: check first that products are repeatable and symmetric; raises SpectraError if they are not.
+        known: returns eigenpairs of an earlier run, with counted products; the method gets them as `known=`.
+        earlier: the arrays of that run.
+        left: returns the number of products left for the method, given the number already spent.
     """
     matrix.prepare()
     start, counted = time.perf_counter(), Counting(matrix if operator is None else operator)
@@ -134,7 +134,7 @@ def measure(
 
 
 def noise_fields(counted: Counting, checked: float | None) -> dict[str, Any]:
-    """What is told of the noise of products: in ieee what the check has found."""
+    """The fields of a measurement about the noise of products; `checked` is that from the check in ieee."""
     if counted.noise is None:
         return {"noise": checked}
     noise = counted.noise
@@ -142,17 +142,17 @@ def noise_fields(counted: Counting, checked: float | None) -> dict[str, Any]:
 
 
 def gathered(answer: Any) -> Any:
-    """The answer with its eigenvectors in host memory, those that are sharded together at rank 0, which writes them."""
+    """The answer with its eigenvectors in host memory; sharded ones are gathered on rank 0, which writes them."""
     return replace(answer, vectors=gather_on_first(answer.vectors).cpu()) if hasattr(answer, "vectors") else answer
 
 
 def measured(
     matrix: Matrix, operator: SymmetricOperator, answer: Any, noise_found: Noise | None = None, **cost: Any
 ) -> Measurement:
-    """The answer beside what a matrix tells of itself, and of the noise that was found of its products.
+    """Make the measurement of an answer, with the properties of its matrix and the measured noise of products.
 
     Args:
-        operator: what the method multiplied by: the matrix, or one around it.
+        operator: the operator that the method multiplied by: the matrix, or a wrapper of it.
     """
     return Measurement(
         curvature=matrix.name,
@@ -163,38 +163,38 @@ def measured(
         peak_bytes=matrix.peak_bytes,
         semidefinite=matrix.semidefinite and find_on("sign", operator) != -1,
         derivative_check=matrix.derivative_check and asdict(matrix.derivative_check),
-        finite_difference=noise_found and told_of(matrix, noise_found),
+        finite_difference=noise_found and difference_fields(matrix, noise_found),
         **cost,
     )
 
 
-def told_of(matrix: Any, noise: Noise) -> dict[str, Any] | None:
-    """How products are finite differences, and how far off one is; None where they are not."""
+def difference_fields(matrix: Any, noise: Noise) -> dict[str, Any] | None:
+    """The form and the error of finite-difference products; None if products are exact."""
     if not isinstance(matrix, FiniteDifferences):
         return None
-    told = {"form": matrix.form, "step": matrix.step, "length": matrix.length, "error": noise.random}
-    return told | {"estimated": matrix.not_exact is not None, "not_exact": matrix.not_exact}
+    found = {"form": matrix.form, "step": matrix.step, "length": matrix.length, "error": noise.random}
+    return found | {"estimated": matrix.not_exact is not None, "not_exact": matrix.not_exact}
 
 
 def in_ieee_instead(asked: str, results: Sequence[Any]) -> list[str]:
-    """A line for each matrix whose products are in ieee, where a lower precision was asked for."""
+    """A note for each matrix with products in ieee, if a lower precision was requested."""
     lines = []
     for result in results:
         if asked != IEEE and result.precision == IEEE:
-            why = result.path.partition(f"not {asked}: ")[2] or f"method {result.method} takes no others"
+            why = result.path.partition(f"not {asked}: ")[2] or f"method {result.method} needs ieee"
             lines.append(f"{result.curvature}: products are in ieee, not in {asked}: {why}")
     return lines
 
 
 def imprecise(found: Sequence[Measurement], dtype: Any, computes: str) -> list[str]:
-    """A line for each matrix whose products `check_operator` has found less precise than vectors of this type.
+    """A note for each matrix with products that `check_operator` found less precise than vectors of this dtype.
 
     Args:
-        computes: what makes products, in words.
+        computes: what computes products, as text.
     """
     limit = torch.finfo(dtype).eps ** 0.5
     return [
-        f"{m.curvature}: products are off by {m.noise:.0e} of their size, as {computes} computes in a lower "
+        f"{m.curvature}: products have a relative error of {m.noise:.0e}, since {computes} computes in a lower "
         f"precision than {str(dtype).removeprefix('torch.')}"
         for m in found
         if m.precision == IEEE and not m.finite_difference and m.noise is not None and m.noise > limit

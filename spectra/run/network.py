@@ -1,4 +1,4 @@
-"""A network with its loss and data as the subject of a run: matrices of curvature."""
+"""A network with its loss and data as the subject of a run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Network:
         self.about: ProblemRecord
         self.told: tuple[str, ...] = ()
         self.loaded: Loaded
-        self.preconditioner: Preconditioner | None = None  # once loaded, where one is asked for
+        self.preconditioner: Preconditioner | None = None  # once loaded, if one is requested
 
     @property
     def problem(self) -> Problem:
@@ -59,18 +59,18 @@ class Network:
         return processes_of(self.request, device)
 
     def undisturbed(self) -> AbstractContextManager[Any]:
-        """A context in which a model of the caller's own is in eval mode; on leaving it is as it was found."""
+        """A context in which the caller's model is in eval mode; its state is restored on leaving."""
         model = self._own_model()
         return undisturbed(model) if isinstance(model, nn.Module) else nullcontext()
 
     def _own_model(self) -> Any:
-        """The caller's own model, or the name of one."""
+        """The model that the caller gave, or its name."""
         given = self.request.problem
         return given.model if isinstance(given, Problem) else self.request.named["model"]
 
     @property
     def trained_model(self) -> nn.Module:
-        """The model that an optimizer of the caller's knows: the caller's own, of which the problem's may be a copy."""
+        """The model that the caller's optimizer knows: the caller's own, since the problem may hold a copy."""
         own = self._own_model()
         return own if isinstance(own, nn.Module) else self.problem.model
 
@@ -98,7 +98,7 @@ class Network:
     def fingerprint(self) -> dict[str, Any]:
         record = self.about
         found = {
-            "mean loss": record.loss_value,  # which tells of code that has changed
+            "mean loss": record.loss_value,  # detects changed code
             "checkpoint_sha256": record.checkpoint_sha256,
             "data_checksum": checksum_of(data_of(self.problem)),
         }
@@ -117,11 +117,11 @@ class Network:
 
     def distributed(self, matrix: Any) -> SymmetricOperator:
         if not isinstance(matrix, Curvature):
-            return matrix  # a kernel, which each process makes whole
+            return matrix  # a kernel, which each process computes whole
         return self.preconditioned(distributed(matrix))
 
     def preconditioned(self, operator: SymmetricOperator, of_loss: bool | None = None) -> SymmetricOperator:
-        """The preconditioned matrix of an operator at the problem's parameters; itself where none is asked for."""
+        """The operator with the preconditioner applied; the operator itself if there is no preconditioner."""
         if (found := self.preconditioner) is None:
             return operator
         if not found.diagonal and (mesh := mesh_of(operator)) is not None:
@@ -130,14 +130,14 @@ class Network:
 
 
 def data_of(problem: Problem) -> Iterator[Tensor]:
-    """The tensors of the data: those of batches, and the inputs that are differentiated by."""
+    """Yield the tensors of the data: those of batches, and the inputs of an InputProblem."""
     yield from (tensor for batch in problem.batches for tensor in tensors(batch))
     if isinstance(problem, InputProblem):
         yield problem.leaves[0]
 
 
 def state_of(model: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of a module, in a type that NumPy knows."""
+    """The parameters and buffers of a module, in dtypes that NumPy supports."""
     found = [*model.parameters(), *model.buffers()]
     return [tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in found]
 

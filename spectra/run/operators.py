@@ -1,4 +1,4 @@
-"""Operators of the user's own as the subject of a run, in place of a network."""
+"""Operators given by the user as the subject of a run, in place of a network."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from spectra.run.request import Request
 
 @dataclass
 class GivenMatrix(Wrapper):
-    """An operator of the user's own, with what a measurement tells of a matrix."""
+    """An operator given by the user, with the interface of `run.subject.Matrix`."""
 
     given: GivenOperator
 
-    semidefinite = False  # for all that is known
-    derivative_check = None  # it is no derivative
+    semidefinite = False  # as far as is known
+    derivative_check = None  # it is not a derivative
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,18 +44,18 @@ class GivenMatrix(Wrapper):
 
     @property
     def precision(self) -> str:
-        """The precision of products, which a `spectra.Curvature` tells; ieee of others."""
-        told = getattr(self.operator, "precision", IEEE)
-        return told if told in PRECISIONS else IEEE
+        """The precision of products of a `spectra.Curvature`; ieee for others."""
+        found = getattr(self.operator, "precision", IEEE)
+        return found if found in PRECISIONS else IEEE
 
     @property
     def subject(self) -> str:
-        """What messages about its products begin with."""
+        """The beginning of messages about its products."""
         return f"`operator` {self.given.record.spec}: the matrix"
 
     @property
     def path(self) -> str:
-        """The way in which products are made."""
+        """How products are computed."""
         kind = self.given.record.kind
         return f"{kind} matrix" if self.kept_bytes else f"products of {kind}"
 
@@ -70,15 +70,15 @@ class GivenMatrix(Wrapper):
         return self.kept_bytes
 
     def prepare(self) -> None:
-        """It is ready."""
+        """Do nothing: the operator is ready."""
 
     def diagonal_sum(self) -> float | None:
-        """The sum of the diagonal, where entries are known."""
+        """The sum of the diagonal; None if entries are not known."""
         matrix = self.given.operator
         return diagonal(matrix).double().sum().item() if isinstance(matrix, Tensor) else None
 
     def factor(self) -> Any:
-        """Raise SpectraError: it has none."""
+        """Raise SpectraError: an operator has no factor."""
         raise SpectraError(
             "`method` gram: needs a factor of the matrix, which an operator does not have; choose another method"
         )
@@ -91,16 +91,16 @@ class GivenMatrix(Wrapper):
         except Exception as error:
             if shortage(error):
                 raise
-            text = f"a product failed with {describe(error)}; SPECTRA_TRACEBACK=1 shows where"
+            text = f"a product failed ({describe(error)}); fix its code (SPECTRA_TRACEBACK=1 shows where)"
             raise SpectraError(f"`operator` {self.given.record.spec}: {text}") from error
         if product.shape != vectors.shape:
-            came = f"of shape {tuple(product.shape)} for vectors of {tuple(vectors.shape)}"
-            raise SpectraError(f"`operator` {self.given.record.spec}: its product is {came}; return one of that shape")
+            came = f"its product has shape {tuple(product.shape)} for vectors of shape {tuple(vectors.shape)}"
+            raise SpectraError(f"`operator` {self.given.record.spec}: {came}; return the shape of the vectors")
         return product
 
 
 def parts_of(operator: Any) -> tuple[Tensor, ...]:
-    """The dense tensors that hold a matrix's entries; none of what is known by its products alone."""
+    """The dense tensors that hold a matrix's entries; empty if only products are known."""
     if not isinstance(operator, Tensor):
         return ()
     if operator.layout is torch.strided:
@@ -109,7 +109,7 @@ def parts_of(operator: Any) -> tuple[Tensor, ...]:
 
 
 class GivenOperators:
-    """Operators of the user's own, of one size."""
+    """Operators given by the user, all of one size."""
 
     computes = "it"
     classes = None
@@ -124,14 +124,14 @@ class GivenOperators:
 
     @cached_property
     def found(self) -> list[GivenOperator]:
-        """The operators, read and checked."""
+        """The operators, loaded and checked."""
         return self.operators.load()
 
     def device(self) -> torch.device:
-        """The device of vectors: that asked for, where entries can be moved there; else that of the operator."""
+        """The device of vectors: the requested one, if entries can be moved there, otherwise that of the operator."""
         own = {one.operator.device for one in self.found if not isinstance(one.operator, Tensor)}
         if len({device.type for device in own}) > 1:
-            raise SpectraError("`operator`: their vectors are on several devices; give operators of one device")
+            raise SpectraError("`operator`: the operators are on different devices; give operators on one device")
         if own:
             return own.pop()
         asked = self.operators.device
@@ -139,14 +139,14 @@ class GivenOperators:
             return self.found[0].operator.device
         named = str(asked)
         if self.request.ranks and ranks.world() > 1 and ":" in named:
-            raise SpectraError(f"`device` {named}: it is one device for all of torchrun's ranks; take `device` cuda")
+            raise SpectraError(f"`device` {named}: is one device for all of torchrun's ranks; give `device` cuda")
         device = choose_device(asked)
         return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
     def refuse_early(self, device: torch.device) -> None:
         if self.request.precision != IEEE:
             came = self.request.precision
-            raise SpectraError(f"`precision` {came}: is for networks; leave it out for an operator")
+            raise SpectraError(f"`precision` {came}: is for networks only; omit it for an operator")
 
     def processes(self, device: torch.device) -> Processes:
         return processes_of(self.request, device)
@@ -160,8 +160,8 @@ class GivenOperators:
         device, request = self.device(), self.request
         sizes = {one.name: one.operator.shape[0] for one in self.found}
         if len(set(sizes.values())) > 1:
-            told = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-            raise SpectraError(f"`operator`: of different sizes ({told} rows); compare matrices of one size")
+            rows = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+            raise SpectraError(f"`operator`: the operators differ in size ({rows} rows); give operators of one size")
         for name, size in sizes.items():
             limit = request.max_products
             request.settings.refuse_size(size, None if limit is None else limit - checks_of(request))
@@ -170,12 +170,12 @@ class GivenOperators:
         self.about = self._record(device)
         asked = str(self.operators.device or "auto").partition(":")[0]
         if asked not in ("auto", device.type):
-            self.told = (f"{', '.join(self.names)}: products are made on {device}, and not on {asked}",)
+            self.told = (f"{', '.join(self.names)}: products are computed on {device}, not on {asked}",)
 
     def _placed(self, given: GivenOperator, device: torch.device) -> GivenMatrix:
-        """The matrix on the device; of several processes each takes its rows of entries."""
+        """Move the matrix to the device; each of several processes takes its rows of entries."""
         operator, mesh = given.operator, getattr(self._processes, "mesh", None)
-        with taking_memory("`device`", f"the matrix does not fit {device}; take `device` cpu"):
+        with taking_memory("`device`", f"the matrix does not fit on {device}; use `device` cpu"):
             if mesh is not None:
                 operator = Replicated(operator, mesh, device)
             elif isinstance(operator, Tensor):
@@ -205,7 +205,7 @@ class GivenOperators:
         return self.distributed(self._matrices[self.names[0]])
 
     def fingerprint(self) -> dict[str, Any]:
-        """The hashes of files, and the checksums of entries that come from none; of products the journal keeps one."""
+        """The hashes of files and the checksums of entries; for other operators the journal checks one product."""
         found = {}
         for one in self.found:
             about = one.record

@@ -1,4 +1,4 @@
-"""Requests: which matrices of which problem, by which method, for how many products, and where the answer goes."""
+"""Requests: the problem, matrices, method, limits and output directory of a run."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from spectra.run.known import source
 
 
 class Settings(Protocol):
-    """The settings of one command's method, with what can be refused before a matrix is made."""
+    """The interface of the settings of one command, with checks before a matrix is made."""
 
     @property
     def command(self) -> str:
-        """The command that asks for it."""
+        """The name of the command."""
         ...
 
     @property
     def less_memory(self) -> tuple[str, str]:
-        """The argument by which less memory is taken, beside the products', and how."""
+        """The argument that reduces the memory of the method, and the way to do so."""
         ...
 
     def refuse(self, matrices: Sequence[str]) -> None:
-        """Raise SpectraError where the settings suit neither each other nor these matrices."""
+        """Raise SpectraError if the settings do not fit each other or these matrices."""
         ...
 
     def refuse_size(self, size: int, products: int | None) -> None:
-        """Raise SpectraError where a matrix of so many rows, and so many products, is not what they need."""
+        """Raise SpectraError if the settings do not fit a matrix of this size, or this limit on products."""
         ...
 
     def basis(self, space: Shaped) -> Placement | None:
-        """The place of the method's basis for matrices on these vectors; None where it has none, or settles it itself.
+        """The place of the method's basis for vectors of this space; None if it has none, or chooses the place itself.
 
-        Raises SpectraError where memory holds no basis.
+        Raises SpectraError if memory is too small for a basis.
         """
         ...
 
 
 BY_INPUTS = {"eig": EIG_BLOCKS, "trace": TRACE_BLOCKS}  # methods for the matrices of single examples, by command
-FEWEST_LOWER = 24  # products, where their noise is measured by some, and answers are checked by more
+FEWEST_LOWER = 24  # products, if some measure the noise and others check the answers
 S = TypeVar("S", bound=Settings)
 
 
 class AnySize:
-    """Settings that suit every matrix."""
+    """The base of settings that fit every matrix."""
 
     def refuse(self, matrices: Sequence[str]) -> None:
         pass
@@ -70,35 +70,36 @@ class AnySize:
 
 
 def anything(_record: ProblemRecord) -> None:
-    """Every problem is as it should be."""
+    """Accept any problem."""
 
 
 @dataclass(frozen=True)
 class Request(Generic[S]):
-    """A request: which matrices of which problem, by which method, at which cost, and where the files go.
+    """A request: the problem, matrices, method, limits and output directory of a run.
 
     Attributes:
-        problem: a Problem, or the keyword arguments by which `load_problem` makes one; or operators in place of it.
-        curvature: names of matrices; of operators what names them.
-        options: what a record lists as having been asked, as JSON has it: the command line's names and values.
-        seed: of starting vectors and probes.
-        max_products: of each matrix, all counted; None is without end.
-        memory: bytes that products may take besides model and data; None: a quarter of the device's.
-        basis: where the basis of a method lies, auto, device or host.
-        check: compare derivatives with differences first.
-        precision: of products: ieee, tf32 or bf16.
-        products: how those of the Hessian are made: exact, or by differences of gradients.
-        precondition: the preconditioner P of P^-1/2 A P^-1/2, as `spectra.optimizer.given` takes it; None: A itself.
+        settings: the settings of the command.
+        problem: a Problem, or the keyword arguments of `load_problem`, or operators in place of it.
+        curvature: the names of matrices; for operators, the name of the argument that gives them.
+        options: the options that the record lists, with the command line's names and JSON values.
+        seed: the seed of starting vectors and probes.
+        max_products: the limit on products of each matrix, including checks; None: no limit.
+        memory: the memory for products, beyond model and data, in bytes; None: a quarter of the device's.
+        basis: the memory that holds the basis of a method: auto, device or host.
+        check: compare derivatives with finite differences first.
+        precision: the precision of products: ieee, tf32 or bf16.
+        products: how products with the Hessian are computed: exact, or by differences of gradients.
+        precondition: the preconditioner P of P^-1/2 A P^-1/2, as in `spectra.optimizer.given`; None: A itself.
         difference_step: the length of a displacement over |w|; None: the best for the dtype.
-        compile: compile products; None: where that pays.
+        compile: compile products; None: if that saves time.
         out: the directory of the files; None: nothing is written.
-        home: a directory into which something is written without `out`.
-        save_every: minutes between two savings of what is done to `out`; None: such a run is not resumed.
-        earlier: a result of `eig` whose eigenpairs are used; None: that in `out`, if there is one.
-        earlier_option: what the user calls that.
-        lenient: matrices that the loss does not have are left out, and not refused.
-        ranks: this may be one of several processes, which torchrun has started.
-        verify: is given the record of the problem once loaded, and raises SpectraError where it is another than meant.
+        home: a directory for files that are written even without `out`.
+        save_every: the minutes between saves to `out`; None: the run cannot be resumed.
+        earlier: a result of `eig` with eigenpairs to use; None: the one in `out`, if any.
+        earlier_option: the name of the option for `earlier`.
+        lenient: leave out matrices that the loss does not have, instead of raising an error.
+        ranks: whether this may be one of several processes that torchrun started.
+        verify: called with the record of the loaded problem; raises SpectraError if it is not the intended one.
     """
 
     settings: S
@@ -126,7 +127,7 @@ class Request(Generic[S]):
 
     @property
     def named(self) -> Mapping[str, Any]:
-        """The arguments that name the problem; empty where the problem is given itself."""
+        """The arguments that name the problem; empty if it is given as an object."""
         return self.problem if isinstance(self.problem, Mapping) else {}
 
     @property
@@ -136,9 +137,9 @@ class Request(Generic[S]):
         return given.weight_decay if isinstance(given, Problem) else self.named.get("weight_decay", 0.0)
 
     def refuse(self) -> None:
-        """Raise SpectraError where arguments cannot go together, or name an earlier result that is none.
+        """Raise SpectraError if arguments cannot be combined, or the earlier result is not valid.
 
-        Each refusal is made where the mechanism is, and again there; here, before anything is loaded.
+        These errors are raised again where the arguments are used; here, before anything is loaded.
         """
         if not isinstance(self.problem, Operators):
             for name in self.curvature:
@@ -159,75 +160,69 @@ class Request(Generic[S]):
 
     @property
     def preconditioner(self) -> Given | None:
-        """The preconditioner, as it is named or given."""
+        """The preconditioner as given; None if there is none."""
         return None if self.precondition is None else Given(self.precondition, self.named.get("checkpoint"))
 
     def _refuse_preconditioner(self, given: Given) -> None:
-        """Raise SpectraError where what is asked for is of no preconditioned matrix, or P is none."""
+        """Raise SpectraError if the request cannot be combined with a preconditioner, or P is not valid."""
         if getattr(self.settings, "method", None) == "gram":
-            text = "needs a factor of the matrix, which a preconditioned one has not; take another, or leave"
-            raise SpectraError(f"`method` gram: {text} `precondition` out")
+            text = "needs a factor of the matrix, which a preconditioned matrix lacks"
+            raise SpectraError(f"`method` gram: {text}; choose another method, or omit `precondition`")
         if self.by_inputs:
-            raise SpectraError("`precondition`: an optimizer moves parameters, not inputs; leave it or `wrt` out")
+            raise SpectraError("`precondition`: an optimizer updates parameters, not inputs; omit it or `wrt`")
         for name in self.curvature:
             if name in KERNELS:
-                text = "is a matrix over examples, and P is over parameters; leave `precondition` out"
+                text = "is a matrix over examples, but P acts on parameters; omit `precondition`"
                 raise SpectraError(f"`curvature` {name}: {text}")
         given.refuse()
 
     @property
     def by_inputs(self) -> bool:
-        """Whether the problem is differentiated by inputs."""
+        """Whether derivatives are with respect to inputs."""
         given = self.problem
         return isinstance(given, InputProblem) or self.named.get("wrt", PARAMETERS) != PARAMETERS
 
     def _refuse_by_inputs(self) -> None:
-        """Raise SpectraError where arguments do not go with derivatives by inputs."""
+        """Raise SpectraError if arguments cannot be combined with derivatives with respect to inputs."""
         named = self.named
         refuse_wrt(named.get("wrt", INPUTS), named.get("params", ()), self.weight_decay)
         for name in self.curvature:
             if definition(name).loss_power != 1:
                 raise SpectraError(
-                    f"`curvature` {name}: is made of products of gradients by parameters; with `wrt` inputs ask for "
+                    f"`curvature` {name}: is made of gradients with respect to parameters; with `wrt` inputs choose "
                     "hessian, ggn or fisher"
                 )
         method, known = getattr(self.settings, "method", None), BY_INPUTS.get(self.settings.command, {})
         if method is not None and method not in known:
-            raise SpectraError(
-                f"`method` {method}: is not for single examples (`wrt` inputs); choose {' or '.join(known)}"
-            )
+            raise SpectraError(f"`method` {method}: is not available with `wrt` inputs; choose {' or '.join(known)}")
         if self.products != EXACT:
-            raise SpectraError(
-                f"`products` {self.products}: is for derivatives by parameters, not with `wrt` inputs; leave one out"
-            )
+            raise SpectraError(f"`products` {self.products}: is not available with `wrt` inputs; omit one of them")
         if self.earlier:
             raise SpectraError(
                 f"`{self.earlier_option}` {self.earlier}: eigenvectors of an earlier result are not used with `wrt` "
-                "inputs; leave it out"
+                "inputs; omit it"
             )
 
     @property
     def noisy(self) -> str | None:
-        """The option by which products are noisy, so that some are measured first; None where they are not."""
+        """The option that makes products noisy, as text for a message; None if products are not noisy."""
         if self.products != EXACT:
             return f"by `products` {self.products}"
         return None if self.precision == IEEE else f"in `precision` {self.precision}"
 
     def _refuse_noisy(self) -> None:
-        """Raise SpectraError where noisy products are too few, or are asked for with what does not go with them."""
+        """Raise SpectraError if noisy products are too few, or are combined with options for exact ones."""
         differences = self.products != EXACT
         for name, asked in (("precision", self.precision != IEEE), ("compile", self.compile)):
             if differences and asked:
-                raise SpectraError(f"`{name}`: is for exact products, not for {self.products}; leave one of them out")
+                raise SpectraError(f"`{name}`: needs exact products, not {self.products}; omit one of them")
         if self.noisy and self.max_products is not None and self.max_products < FEWEST_LOWER:
-            against, way_out = (
-                ("exact ones", "take exact products") if differences else ("ieee", "leave the precision out")
-            )
+            against, way_out = ("exact ones", "choose exact products") if differences else ("ieee", "omit `precision`")
             raise SpectraError(
-                f"`max_products` {self.max_products}: products {self.noisy} are measured against {against} first; "
+                f"`max_products` {self.max_products}: products {self.noisy} are compared with {against} first; "
                 f"give {FEWEST_LOWER} or more, or {way_out}"
             )
 
     def arrays_of_earlier(self) -> Path | None:
-        """The arrays of the earlier result of `eig`, if there is one. Raises SpectraError where none is as named."""
+        """The arrays of the earlier `eig`; None if there is none. Raises SpectraError if a named one is missing."""
         return source(self.earlier, self.earlier_option, self.out)

@@ -1,6 +1,6 @@
-"""A request being carried out: what it is about loaded, methods applied to each matrix, what comes out kept.
+"""Carry out a request: load its problem, apply methods to each matrix, and save the results.
 
-Nothing here prints or knows of a command line: a `Listener` is told what passes.
+Nothing here prints or knows of a command line: a `Listener` receives progress and notes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
 from spectra.resume.journal import CheckpointedOperator
 from spectra.resume.state import State
-from spectra.run.basis import name_of, told
+from spectra.run import basis
 from spectra.run.known import eigenpairs, of_another_matrix
 from spectra.run.listener import Caller, Listener
 from spectra.run.loading import checks_of, idle_cards
@@ -48,13 +48,13 @@ from spectra.vectors import shard_sizes, without_autocast
 
 
 class Session(Generic[S]):
-    """A request being carried out, as a context that leaves everything as it was found."""
+    """A context that carries out a request, and restores the model and global state on leaving."""
 
     def __init__(self, request: Request[S], listener: Listener | None = None):
         self.request, self.listener = request, listener or Caller()
         self.subject = subject_of(request)
         self.processes = Processes()
-        self.state: State | None = None  # of a run that can be resumed
+        self.state: State | None = None  # for a run that can be resumed
         self.device: torch.device  # once loaded
         self.about: ProblemRecord
         self._stack = ExitStack()
@@ -67,12 +67,12 @@ class Session(Generic[S]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the matrices; once loaded, those that there are."""
+        """The names of the matrices; once loaded, only those that the problem has."""
         return self.subject.names
 
     @property
     def network(self) -> Network:
-        """The network that the run is about. Only commands that take no operators ask for it."""
+        """The network of the run; only for commands that take no operators."""
         return cast(Network, self.subject)
 
     @property
@@ -81,10 +81,10 @@ class Session(Generic[S]):
         return self.network.problem
 
     def load(self, complete: Callable[[], ProblemRecord] | None = None) -> None:
-        """Make the subject ready for products.
+        """Load the subject, so that products can be computed.
 
-        What can be refused before the model is built, or before data are read, is refused then. In the end `complete`
-        may add to the record, and its heading is told.
+        Errors are raised as early as possible: before the model is built, or before data are read. At the end,
+        `complete` returns the record of the problem, and the listener gets it as the heading.
         """
         request = self.request
         request.refuse()
@@ -94,7 +94,7 @@ class Session(Generic[S]):
             self.subject.refuse_early(device)
             line.stage("waiting for the other ranks")
             self.processes = self.subject.processes(device)
-            self.device = device = self.subject.device()  # of torchrun's ranks each has a card of its own
+            self.device = device = self.subject.device()  # each of torchrun's ranks has its own GPU
             self.listener.begin()
             self.prepare()
             if request.out and request.save_every:
@@ -104,11 +104,11 @@ class Session(Generic[S]):
             share = settled["memory_share"] if settled else memory_share(device)
             share = self.processes.least(share)
             self._stack.enter_context(settled_share(share))
-            self._stack.enter_context(torch.inference_mode(False))  # autograd is on, whatever is around a call
+            self._stack.enter_context(torch.inference_mode(False))  # autograd is on, whatever the caller has set
             self._stack.enter_context(self.subject.undisturbed())
             self.subject.load(self.processes, line.stage)
             self.about = self.subject.about
-            self._stack.enter_context(without_autocast())  # which the user's file may have switched on
+            self._stack.enter_context(without_autocast())  # the user's file may have switched autocast on
             request.verify(self.about)
             place, notes = self._settle_basis()
             if self.state:
@@ -121,9 +121,9 @@ class Session(Generic[S]):
         self.listener.heading(self.about)
 
     def _settle_basis(self) -> tuple[dict[str, Any], list[str]]:
-        """Settle where bases lie from now on: where an unfinished run had them, unless something else is asked for.
+        """Choose the memory for bases: that of the unfinished run, unless another is requested.
 
-        Returns what a resumed run is to take up, and lines for the reader.
+        Returns the settings for a resumed run, and notes for the reader.
         """
         space, asked = self.subject.space, self.request.basis
         before = (self.state and self.state.settled) or {}
@@ -132,30 +132,30 @@ class Session(Generic[S]):
         place = before.get("basis", "auto") if asked == "auto" else asked
         with settled_basis(place, share):
             found = self.request.settings.basis(space)
-        place = name_of(found, space) if found else place
+        place = basis.name_of(found, space) if found else place
         self._stack.enter_context(settled_basis(place, share))
-        notes = list(told(found, space, asked)) if found else []
+        notes = list(basis.notes(found, space, asked)) if found else []
         return {"basis": place, "host_share": share}, notes
 
     def prepare(self) -> None:
-        """See that files can be written; a directory that is made for that goes if nothing comes into it."""
+        """Check that files can be written; a directory that is made for this is removed on leaving if it is empty."""
         home = self.request.home or self.request.out
         if home and self.first:
             self._stack.callback(partial(remove_empty, prepare_directory(home, self.request.settings.command)))
 
     def _open_state(self, directory: Path, minutes: float) -> State:
-        """What an unfinished run of the same command has left, or an empty place for it."""
+        """Open the state of an unfinished run of the same command, or a new one."""
         note, shared = self.listener.note, self.processes
         return State(directory, 60 * minutes, note, shared.rank, shared.least)
 
     @property
     def checks(self) -> int:
-        """Products that go to seeing that a matrix is one."""
+        """The number of products for checking that a matrix is symmetric."""
         return checks_of(self.request)
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and reports: of torchrun's ranks one does."""
+        """Whether this process writes files and reports; only rank 0 does."""
         return (ranks.rank() if self.request.ranks else self.processes.rank) == 0
 
     def fingerprint(self) -> dict[str, Any]:
@@ -166,23 +166,24 @@ class Session(Generic[S]):
             **self.asked(),
             "version": (record.versions or {})["spectra"],
             **self.subject.fingerprint(),
-            **getattr(self.request.settings, "fingerprint", dict)(),  # of further files
-            "device": (record.device or "").partition(":")[0],  # whichever of its cards
+            **getattr(self.request.settings, "fingerprint", dict)(),  # further files
+            "device": (record.device or "").partition(":")[0],  # without its index
             "ranks": record.ranks,
         }
-        found.pop("basis", None)  # which an unfinished run may have had elsewhere
+        found.pop("basis", None)  # an unfinished run may have had another
         return found
 
     def asked(self) -> dict[str, Any]:
-        """The options that say what is to be computed."""
+        """The options that were requested, with only the matrices that the problem has."""
         asked = dict(self.request.options)
         if "curvature" in asked:
             asked["curvature"] = [name for name in asked["curvature"] if name in self.names]
         return asked
 
     def matrices(self, products: int = 100, names: Sequence[str] = (), precision: str | None = None) -> list[Any]:
-        """The matrices asked for, or named, each for so many products, in a precision that is not the one asked for
-        where another is given; all are made before any is multiplied by.
+        """The requested matrices, or those in `names`, each for this many products.
+
+        `precision` overrides the requested one. All are made before any product is computed.
         """
         make, memory = self.subject.matrix, self.request.memory
         return [make(self, name, products, memory, precision) for name in names or self.names]
@@ -190,7 +191,7 @@ class Session(Generic[S]):
     def matrix(
         self, problem: Problem, name: str, products: int, memory: int | None, precision: str | None = None
     ) -> Curvature:
-        """The matrix `name` of a problem, for so many products, within so much memory."""
+        """Make the matrix `name` of a problem, for this many products and this much memory."""
         expected = min(products, self.request.max_products or products)
         precision = precision or self.request.precision
         if self.request.products != EXACT:
@@ -212,33 +213,33 @@ class Session(Generic[S]):
     def measure(self, method: Callable, reuse: bool = False, **which) -> list[Measurement]:
         """Apply `method(operator, generator=, max_products=, progress=)` to each of `matrices(**which)`, from one seed.
 
-        With `reuse` it is also given `known=`: eigenpairs that an earlier `eig` has left, or None.
+        With `reuse` the method also gets `known=`: eigenpairs of an earlier `eig`, or None.
         """
         matrices, found = self.matrices(**which), []
         earlier = self.arrays_of_earlier() if reuse else None
         while matrices:
-            matrix = matrices.pop(0)  # gives its memory back in the end
+            matrix = matrices.pop(0)  # its memory is freed at the end
             with self.resumable():
                 found.append(self._measure_resumable(matrix, method, reuse, earlier))
         return found
 
     def arrays_of_earlier(self) -> Path | None:
-        """The file of arrays that an earlier `eig` has left, where every process finds it.
+        """The file of arrays of an earlier `eig`, if every process finds it; otherwise None.
 
-        Raises SpectraError where the one that is named is of matrices with another preconditioner, or none.
+        Raises SpectraError if a named file belongs to matrices with another preconditioner, or without one.
         """
         request, now = self.request, self.about.get("precondition")
         earlier = request.arrays_of_earlier()
         if earlier and (how := of_another_matrix(earlier, now)):
-            text = f"its matrices are {quoted(how)}, unlike those asked for"
+            text = f"its matrices are {quoted(how)}, unlike those of this run"
             if request.earlier:
-                raise SpectraError(f"`{request.earlier_option}` {request.earlier}: {text}; name another result of eig")
+                raise SpectraError(f"`{request.earlier_option}` {request.earlier}: {text}; give another result of eig")
             self.listener.note(f"{earlier}: {text}, so its eigenvectors are not used")
             earlier = None
         return earlier if self.processes.least(earlier is not None) else None
 
     def _measure_resumable(self, matrix: Matrix, *how) -> Measurement:
-        """What an earlier run has found; else `_measure_one`, its products written down on the way, then its answer."""
+        """Return the answer that an earlier run saved, or measure now, and save products and the answer."""
         operator = self.operator(matrix, matrix.name)
         if not isinstance(operator, CheckpointedOperator):
             return self._measure_one(matrix, operator, *how)
@@ -250,32 +251,32 @@ class Session(Generic[S]):
         return found
 
     def operator(self, matrix: Matrix, name: str) -> SymmetricOperator:
-        """The operator to multiply by: split over all ranks, its products logged under this name beside the results."""
+        """The operator to multiply by: distributed over ranks, with its products logged under this name."""
         return self.remembered(self.subject.distributed(matrix), name)
 
     def remembered(self, operator: SymmetricOperator, name: str) -> SymmetricOperator:
-        """The operator with its products logged beside the results, so that a resumed run reads them there."""
+        """The operator with its products logged in the state, from which a resumed run reads them."""
         if not self.state:
             return operator
         journal = self.state.journal(file_name(name))
-        part = shard_sizes(mesh_of(operator), operator.shape[0])[0]  # of a vector, at the first
+        part = shard_sizes(mesh_of(operator), operator.shape[0])[0]  # of a vector, in rank 0
         if held := journal.held(part * operator.dtype.itemsize):
-            self.listener.note(f"{name}: goes on after {held} products of an earlier run ({self.state.directory})")
+            self.listener.note(f"{name}: resumes after {held} products of an earlier run ({self.state.directory})")
         return CheckpointedOperator(operator, journal)
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """A context that says, if interrupted, where the work is kept; an error that would recur removes it."""
+        """A context that reports where an interrupted run is saved, and removes it after an error that would recur."""
         try:
             with taking_memory(*self.request.settings.less_memory):
                 yield
         except SpectraError:
-            if self.state and not self.state.settled:  # else what an earlier run has done would be lost
+            if self.state and not self.state.settled:  # otherwise the work of an earlier run would be lost
                 self.state.remove()
             raise
         except KeyboardInterrupt as error:
             if self.state:
-                error.args = (f"{self.state.directory} holds what is done, and the same command goes on from there",)
+                error.args = (f"{self.state.directory} holds the work so far; run the same command again to resume",)
             raise
 
     def _measure_one(
@@ -286,7 +287,7 @@ class Session(Generic[S]):
         def known(counted: Counting) -> Eigenpairs | None:
             if not (earlier and self.checks):
                 return None
-            room = None if limit is None else (limit - counted.products) // 4  # for their checks
+            room = None if limit is None else (limit - counted.products) // 4  # for checking them
             return eigenpairs(earlier, counted, matrix.name, self.listener.note, agree, most=room)
 
         with self.listener.work(matrix.name) as progress:
@@ -303,10 +304,10 @@ class Session(Generic[S]):
             )
 
     def record(self, found: Sequence[Measurement], results: Sequence[Entry], **parts: Any) -> Record:
-        """The whole record: what was asked, of which problem, and what came out; `parts` are further fields of it."""
+        """Make the record of the request, its problem and its results; `parts` are further fields."""
         asked = self.asked()
         if used := [m.earlier for m in found if m.earlier]:
-            asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it without this --out
+            asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it with another --out
         notes = [
             *(self.about.notes or ()),
             *(imprecise(found, self.subject.space.dtype, self.subject.computes) if found else ()),
@@ -316,7 +317,7 @@ class Session(Generic[S]):
         return Record(command=self.request.settings.command, problem=problem, results=list(results), **parts)
 
     def keep(self, record: Record) -> None:
-        """Write the record and its arrays to `out`, and remove what was kept for resuming."""
+        """Write the record and its arrays to `out`, and remove the state for resuming."""
         if self.request.out and self.first:
             record.save(self.request.out)
         if self.state:
@@ -324,12 +325,12 @@ class Session(Generic[S]):
 
 
 def subject_of(request: Request) -> Subject:
-    """What a request is about."""
+    """The subject of a request: given operators or a network."""
     given = request.problem
     return GivenOperators(request, given) if isinstance(given, Operators) else Network(request)
 
 
 def file_name(name: str) -> str:
-    """A name of a file for what others call a matrix: itself where it is a plain word or a few, else with its hash."""
+    """A file name for the name of a matrix: the name itself if it has only plain characters, otherwise with a hash."""
     plain = re.sub(r"[^\w ,.()+=-]", "_", name)[:60].lstrip(".")
     return name if plain == name and name else f"{plain}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"

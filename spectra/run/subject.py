@@ -1,4 +1,4 @@
-"""What a run is about: something that has matrices by name. There are two kinds, a network and operators."""
+"""The subject of a run, which has matrices by name: a network, or operators given by the user."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from spectra.records.problem import ProblemRecord
 
 
 class Matrix(SymmetricOperator, Protocol):
-    """A matrix with what a measurement tells of it."""
+    """The interface of a matrix that can be measured."""
 
     name: str
     setup_seconds: float
-    derivative_check: Any  # how a product compares with differences; None: not asked for
+    derivative_check: Any  # a product compared with finite differences; None: not requested
 
     @property
     def path(self) -> str:
-        """The way in which products are made."""
+        """How products are computed."""
         ...
 
     @property
@@ -32,12 +32,12 @@ class Matrix(SymmetricOperator, Protocol):
 
     @property
     def kept_bytes(self) -> int:
-        """The bytes that are kept between products."""
+        """The memory kept between products, in bytes."""
         ...
 
     @property
     def peak_bytes(self) -> int:
-        """The bytes that are kept between products and that one product takes."""
+        """The memory kept between products plus that of one product, in bytes."""
         ...
 
     @property
@@ -46,20 +46,20 @@ class Matrix(SymmetricOperator, Protocol):
         ...
 
     def prepare(self) -> None:
-        """Make products ready."""
+        """Do the work that is needed before the first product."""
         ...
 
 
 class Subject(Protocol):
-    """What a run is about."""
+    """The interface of the subject of a run."""
 
     names: tuple[str, ...]  # of its matrices, once loaded
     about: ProblemRecord  # once loaded
-    told: tuple[str, ...]  # which the user should know before the work, once loaded
-    computes: str  # what makes products, in words
+    told: tuple[str, ...]  # notes for the user before the work, once loaded
+    computes: str  # what computes products, as text
 
     def device(self) -> torch.device:
-        """The device on which it is or will be. Raises SpectraError where there is no such device."""
+        """The device of the subject. Raises SpectraError if there is no such device."""
         ...
 
     def refuse_early(self, device: torch.device) -> None:
@@ -67,37 +67,35 @@ class Subject(Protocol):
         ...
 
     def processes(self, device: torch.device) -> Processes:
-        """The processes that share the work, once all are there."""
+        """The processes that share the work, after all have joined."""
         ...
 
     def undisturbed(self) -> AbstractContextManager[Any]:
-        """A context that leaves the caller's own as it was found."""
+        """A context that restores the caller's model on leaving."""
         ...
 
     def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
-        """Make all ready for matrices; `begins` is told of each stage. Raises SpectraError."""
+        """Load the subject; `begins` is called with each stage. Raises SpectraError."""
         ...
 
     @property
     def space(self) -> Shaped:
-        """The vectors that all its matrices multiply, as they are sharded over processes."""
+        """The vectors that its matrices multiply, sharded over processes."""
         ...
 
     @property
     def classes(self) -> int | None:
-        """The number of classes that its outputs tell apart; None where there are none."""
+        """The number of classes of its outputs; None if there are none."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """The inputs on which numbers depend, besides what was asked for."""
+        """The inputs on which the numbers depend, besides the options."""
         ...
 
     def matrix(self, session: Any, name: str, products: int, memory: int | None, precision: str | None) -> Matrix:
-        """The matrix `name`, for so many products, within so much memory."""
+        """Make the matrix `name`, for this many products and this much memory."""
         ...
 
     def distributed(self, matrix: Any) -> SymmetricOperator:
-        """The matrix on vectors sharded over the processes, preconditioned where that is asked for; of a single
-        process, and as it is, the matrix itself.
-        """
+        """The matrix on vectors sharded over processes, preconditioned if requested; otherwise the matrix itself."""
         ...

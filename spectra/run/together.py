@@ -1,4 +1,4 @@
-"""Several matrices at work at once: what each may take, what is written down of it, where it goes on."""
+"""Prepare several matrices that are in use at the same time: memory, checks, journals and measurements."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from spectra.run.session import Session
 
 @dataclass
 class Prepared:
-    """A matrix, and the operator that methods multiply by, split over ranks and with its products logged."""
+    """A matrix, and the operator that methods multiply by, distributed over ranks and with its products logged."""
 
-    curvature: Any  # a Curvature, or another matrix with what a measurement tells of it
+    curvature: Any  # a Curvature, or another `run.subject.Matrix`
     operator: SymmetricOperator
     noise: float | None = None  # relative, of one product
     checks: int = 0  # products
     seconds: float = 0.0
-    counted: Counting = field(init=False)  # the operator, and the products that it has made
+    counted: Counting = field(init=False)  # the operator, which counts its products
 
     def __post_init__(self) -> None:
         self.counted = Counting(self.operator)
@@ -44,23 +44,23 @@ class Prepared:
             self.seconds = time.perf_counter() - start
 
     def measured(self, answer: Any, spent: int, seconds: float, apart: int = 0) -> Measurement:
-        """The measurement of an answer that took so many products and seconds besides the checks.
+        """Make the measurement of an answer that took `spent` products and `seconds`, besides the checks.
 
-        Of the products, `apart` were made in ieee by others than `counted`.
+        `apart` of the products were computed in ieee by operators other than `counted`.
         """
         again = self.operator.journal.seconds if isinstance(self.operator, CheckpointedOperator) else 0.0
         cost = {"products": self.checks + spent, "seconds": self.seconds + seconds + again}
-        told = noise_fields(self.counted, self.noise)
+        noise = noise_fields(self.counted, self.noise)
         if self.counted.noise:
-            told["ieee_products"] += apart
+            noise["ieee_products"] += apart
         return measured(
-            self.curvature, self.operator, answer, setup_seconds=self.curvature.setup_seconds, **told, **cost
+            self.curvature, self.operator, answer, setup_seconds=self.curvature.setup_seconds, **noise, **cost
         )
 
 
 @dataclass
 class Together:
-    """The matrices of a session that are at work at the same time: each has one part in `count` of the memory."""
+    """The matrices of a session that are in use at the same time; each gets 1/`count` of the memory."""
 
     session: Session
     count: int
@@ -72,11 +72,11 @@ class Together:
         return (memory_share(self.session.device) if memory is None else memory) // self.count
 
     def of(self, name: str, products: int) -> Prepared:
-        """The matrix `name` of what the session is about, for so many products."""
+        """Prepare the matrix `name` of the session's subject for this many products."""
         matrix = self.session.subject.matrix(self.session, name, products, self.memory, None)
         return Prepared(matrix, self.session.operator(matrix, name))
 
     def matrix(self, problem: Problem, name: str, products: int, journal: str | None = None) -> Prepared:
-        """The matrix `name` of a problem, for so many products; its log is named `journal`, else as the matrix."""
+        """Prepare the matrix `name` of a problem for this many products, with its log under `journal` or its name."""
         matrix = self.session.matrix(problem, name, products, self.memory)
         return Prepared(matrix, self.session.operator(matrix, journal or name))

@@ -1,4 +1,4 @@
-"""The trace: its settings, the choice of the method, and the function that takes a request to its record."""
+"""The trace: its settings, the choice of the method, and the function that makes its record."""
 
 from __future__ import annotations
 
@@ -29,19 +29,25 @@ from spectra.run.measurement import Measurement
 from spectra.run.request import Request
 from spectra.run.session import Session
 
-DIAGONAL = "diagonal"  # the method of matrices whose entries are known, unless another is asked for
+DIAGONAL = "diagonal"  # the default method for matrices with known entries
 
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """The method of TRACE (None: the cheapest), and the standard error / |trace| to reach or the number of probes."""
+    """The settings of a trace.
+
+    Attributes:
+        rtol: the standard error / |trace| to reach.
+        method: a method of TRACE; None: the cheapest.
+        probes: the number of probes, in place of `rtol`; None: as many as `rtol` needs.
+    """
 
     rtol: float = RTOL
     method: str | None = None
     probes: int | None = None
 
     command = "trace"
-    less_memory = ("`method`", "take hutchinson, or choose fewer parameters with `params`")
+    less_memory = ("`method`", "choose hutchinson, or fewer parameters with `params`")
 
     def refuse(self, matrices: Sequence[str]) -> None:
         if self.method == "gram":
@@ -57,7 +63,7 @@ class TraceSettings:
 
 
 def trace(session: Session[TraceSettings]) -> Record:
-    """Estimate the traces that are asked for, keep their record and return it."""
+    """Estimate the requested traces, save their record and return it."""
     refuse_dense_differences(session.request)
     session.load()
     if session.request.by_inputs:
@@ -75,18 +81,18 @@ def trace(session: Session[TraceSettings]) -> Record:
 
 
 def refuse_dense_differences(request: Request[TraceSettings]) -> None:
-    """Raise SpectraError where an exact trace is asked for, of products that are not."""
+    """Raise SpectraError if an exact trace is requested from products that are not exact."""
     if request.settings.method == "dense" and request.products != EXACT:
         raise SpectraError(
-            f"`method` dense: the trace is exact, and `products` {request.products} are not; take xtrace, or exact "
+            f"`method` dense: needs exact products, but `products` is {request.products}; choose xtrace, or exact "
             "products"
         )
 
 
 def methods(session: Session[TraceSettings]) -> dict[str, str]:
-    """The method for each matrix's trace, by name of the matrix. Settings that are XTrace's own ask for it."""
+    """The method for the trace of each matrix by name. Settings that only XTrace takes choose XTrace."""
     asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
-    without_factor = session.request.preconditioner  # whatever the matrix itself has
+    without_factor = session.request.preconditioner  # even if the matrix itself has one
     if asked.method or asked.probes or session.request.earlier or without_factor:
         return {matrix.name: asked.method or "xtrace" for matrix in matrices}
     usual = {
@@ -97,33 +103,33 @@ def methods(session: Session[TraceSettings]) -> dict[str, str]:
 
 
 def sum_of(matrix: Any) -> float | None:
-    """The sum of the diagonal of a matrix whose entries are known; None of others."""
+    """The sum of the diagonal of a matrix with known entries; None for others."""
     found = find_on("diagonal_sum", matrix)
     return found() if found else None
 
 
 def diagonal_trace(operator: SymmetricOperator, **_: Any) -> TraceEstimate:
-    """The trace of a matrix whose entries are known: exact, and without a product."""
+    """The exact trace of a matrix with known entries, without products."""
     value = sum_of(operator)
     assert value is not None
     return exact_trace(value, products=0)
 
 
 def usual_method(matrix: Factored, products: int | None) -> str:
-    """The method of TRACE by which a trace is found unless another is asked for.
+    """The default method of TRACE for a matrix.
 
     Args:
         matrix: a Curvature, or a Counting around one.
-        products: how many there are for the trace; None is without end.
+        products: the limit on products; None: no limit.
 
     Returns:
-        "gram" where the exact trace costs no more than the first stage of XTrace, else "xtrace".
+        "gram" if the exact trace costs no more than the first stage of XTrace, otherwise "xtrace".
     """
     return "gram" if exact_trace_pays(matrix, products) else "xtrace"
 
 
 def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measurement:
-    """Estimate one matrix's trace, beside eigenpairs of an earlier run; gram needs none, and only products to check."""
+    """Estimate the trace of one matrix, with eigenpairs of an earlier run projected out, except for gram."""
     if method == DIAGONAL:
         (measurement,) = session.measure(diagonal_trace, products=CHECKS, names=[name])
         return measurement
@@ -132,7 +138,7 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
     if method == "gram":
         (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name], precision=IEEE)
     else:
-        precision = IEEE if method == "dense" else None  # exact, as it is asked for
+        precision = IEEE if method == "dense" else None  # dense is exact
         corrected = with_deflation(with_correction(found, BASIS_SHARES.get(method, 0.0)))
         corrected = partial(with_sampling_error(with_unsteadiness(corrected)), **settings)
         (measurement,) = session.measure(corrected, reuse=True, names=[name], precision=precision)

@@ -1,1 +1,1 @@
-"""Many runs: plans, tasks, runs here and on Slurm, and what their results show over training."""
+"""Sweeps of many runs: plans, tasks, local and Slurm runs, and the evolution of their results over training."""

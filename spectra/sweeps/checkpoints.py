@@ -1,4 +1,4 @@
-"""The training step of each checkpoint, and how weights moved between them."""
+"""The training step of each checkpoint, and how the weights move between checkpoints."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from spectra.spectrum.subspaces import cosine
 from spectra.sweeps.rows import Found
 
 ENTRIES = {"step": "training step", "global_step": "training step", "iteration": "training step", "epoch": "epoch"}
-PLACES = "checkpoint"  # what numbers count that are places in the order
+PLACES = "checkpoint"  # the axis if steps are positions in the order
 
 
 def training_steps(checkpoints: Mapping[str, Path | None]) -> tuple[str, dict[str, Number]]:
     """The step of each named checkpoint, and what these numbers count: `training step`, `epoch` or `checkpoint`.
 
-    The first of these that all of them have, and that differs from one to the other: an entry `step`, `global_step`,
-    `iteration` or `epoch` in the file, or in the `trainer_state.json` of a folder; the last number in the name; the
-    place in the order, from 0.
+    Steps come from the first of these sources that all checkpoints have, with distinct values: an entry `step`,
+    `global_step`, `iteration` or `epoch` in the file, or in the `trainer_state.json` of a folder; the last number in
+    the name; the position in the order, from 0.
     """
     held = {name: _entries(path) if path else {} for name, path in checkpoints.items()}
     for entry, meaning in ENTRIES.items():
@@ -43,7 +43,7 @@ def training_steps(checkpoints: Mapping[str, Path | None]) -> tuple[str, dict[st
 
 
 def _entries(path: Path) -> dict[str, Number]:
-    """The entries of a checkpoint that count steps; none where it cannot be read, or holds tensors alone."""
+    """The entries of a checkpoint that count steps; empty if it cannot be read, or holds only tensors."""
     if path.suffix in (".safetensors", ".json"):
         return {}
     try:
@@ -61,7 +61,7 @@ class Trajectory:
     Names and shapes are those that the result lists: no model is built, since a result may name any code.
 
     Args:
-        note: is told, once for each reason, why a checkpoint cannot be read.
+        note: called with the reason why a checkpoint cannot be read.
     """
 
     def __init__(self, note: Callable[[str], Any]):
@@ -73,14 +73,14 @@ class Trajectory:
             return None
         try:
             held = read_parameters(found.checkpoint, shapes, found.problem.option("checkpoint_key"))
-        except (SpectraError, TypeError) as error:  # what is no list of shapes
+        except (SpectraError, TypeError) as error:  # TypeError: not a mapping of shapes
             self.note(f"no steps between checkpoints: {error}")
             return None
         return torch.cat([tensor.detach().flatten().to(torch.float64) for tensor in held.values()]).numpy()
 
 
 def update_rows(series: Sequence[Found], weights: Callable[[Found], np.ndarray | None]) -> Iterator[Row]:
-    """Rows on whether training keeps to one direction: the cosine of the steps to and from each checkpoint."""
+    """Rows with the cosine between the steps to and from each checkpoint: whether training keeps its direction."""
     before = step = at = None
     for found in series:
         here = weights(found)

@@ -1,4 +1,4 @@
-"""Forecasts of a sweep: one `spectra inspect` of its matrices on the first checkpoint, times what is left to do."""
+"""Forecast the cost of a sweep: one `spectra inspect` on its first checkpoint, times the number of runs left."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from spectra.records.sweep import Cost, Costs
 from spectra.sweeps.plan import Plan, Task
 from spectra.sweeps.tasks import remaining
 
-DEFAULT_DENSITY = {"probes": DENSITY_PROBES, "steps": DENSITY_STEPS}  # which `inspect` counts with
+DEFAULT_DENSITY = {"probes": DENSITY_PROBES, "steps": DENSITY_STEPS}  # assumed by `inspect`
 
 
 def estimate(plan: Plan, tasks: Sequence[Task], arguments: Sequence[str]) -> Costs:
-    """Forecast what tasks cost of which something is left to do.
+    """Forecast the cost of the commands of a sweep that are left to run.
 
     Args:
-        plan: the plan that the tasks are of.
-        tasks: those with commands left to run.
+        plan: the plan.
+        tasks: its tasks with commands left to run.
         arguments: options of the plan that `inspect` takes, as words of a command line.
 
-    Raises SpectraError: what the first command would say of the problem.
+    Raises SpectraError with the message of `spectra inspect` if the problem is refused.
     """
     left = Counter((task.curvature, command) for task in tasks for command, _ in remaining(task))
     matrices = list(dict.fromkeys(curvature for curvature, _ in left))
@@ -52,7 +52,7 @@ def estimate(plan: Plan, tasks: Sequence[Task], arguments: Sequence[str]) -> Cos
 
 
 def cost(result: InspectResult, command: str, times: int, options: Mapping[str, Any]) -> Cost:
-    """Forecast one command by the estimate of the method it takes; costs are in proportion to probes and steps."""
+    """Forecast the cost of one command from the estimate of its method; it is proportional to probes and steps."""
     method = options.get("method")
     fitting = [
         entry
@@ -75,5 +75,5 @@ def cost(result: InspectResult, command: str, times: int, options: Mapping[str, 
 
 
 def usual(entry: CommandCost) -> bool:
-    """Whether a command takes this method unless asked otherwise: gram for the trace alone."""
+    """Whether a command uses this method by default: gram is a default only of the trace."""
     return entry.command == "trace" or entry.method != "gram"

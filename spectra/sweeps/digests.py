@@ -1,6 +1,6 @@
-"""SHA-256 of checkpoints, each computed once while its files keep their sizes and times.
+"""The SHA-256 of checkpoints, computed once as long as sizes and times of their files do not change.
 
-DIRECTORY/.checkpoint.json     the digest that a task's results were last held against, with those sizes and times
+DIRECTORY/.checkpoint.json     the digest that a task's results were last compared with, and those sizes and times
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Stamps = tuple[tuple[str, int, int, int], ...]  # of each file: path, size, time
 def digest(checkpoint: Path, directory: Path) -> str:
     """The SHA-256 that a result of this checkpoint lists; it is remembered in `directory`, if that can be written.
 
-    Raises OSError where a file cannot be read, and SpectraError where an index of shards is none.
+    Raises OSError if a file cannot be read, and SpectraError if an index of shards is not valid.
     """
     seen = stamps(checkpoint)
     if (found := remembered(directory, seen)) is None:
@@ -38,13 +38,13 @@ def computed(checkpoint: Path, _seen: Stamps) -> str:
     """The SHA-256 of a checkpoint's content, of all files of an index or a folder."""
     if parts(checkpoint) == [checkpoint] and checkpoint.suffix != ".json":
         return sha256(checkpoint)
-    from spectra.inputs.checkpoint_file import digest_of  # which loads torch
+    from spectra.inputs.checkpoint_file import digest_of  # loads torch
 
     return digest_of(checkpoint)
 
 
 def remembered(directory: Path, seen: Stamps) -> str | None:
-    """The SHA-256 that an earlier call has left, where the files have not changed since; else None."""
+    """The SHA-256 that an earlier call saved; None if the files have changed since."""
     try:
         content = json.loads(read_bounded(directory / NAME, WRITTEN_BY_US))
         same = tuple(tuple(stamp) for stamp in content["files"]) == seen
@@ -54,6 +54,6 @@ def remembered(directory: Path, seen: Stamps) -> str | None:
 
 
 def stamps(checkpoint: Path) -> Stamps:
-    """The name, size and times of each file of a checkpoint, by which a change is noticed."""
+    """The name, size and times of each file of a checkpoint, to detect changes."""
     found = [(str(file), os.stat(file)) for file in parts(checkpoint)]
     return tuple((name, held.st_size, held.st_mtime_ns, held.st_ctime_ns) for name, held in found)

@@ -1,4 +1,4 @@
-"""Rows about eigenvalues and eigenspaces: those of a checkpoint, and how they turn from one checkpoint to the next."""
+"""Rows about the eigenvalues and eigenspaces of checkpoints, and how eigenspaces turn between checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Weights = Callable[[Found], np.ndarray | None]
 def ranks(values: np.ndarray, which: str) -> np.ndarray:
     """The rank of each value (k,) of `eig --which`: 1 the largest of the matrix, 2 the second; -1 the smallest.
 
-    Of the largest in magnitude, those above or at zero are the largest of all, and those below the smallest.
+    With LM, values at or above zero are ranked from the largest, and negative ones from the smallest.
     """
     top = {
         "LM": values >= 0,
@@ -43,7 +43,7 @@ def ranks(values: np.ndarray, which: str) -> np.ndarray:
 
 
 def eigenvalue_rows(found: Found) -> Iterator[Row]:
-    """Rows of the eigenvalues of one result, by rank, and of the threshold of stability where there is one."""
+    """Rows of the eigenvalues of one result, by rank, and of the threshold of stability if there is one."""
     values, residuals, which = numbers(found)
     order = ranks(values, which) if np.isfinite(values).all() else 1 + np.arange(len(values))
     ranked = sorted(range(len(values)), key=lambda i: (order[i] < 0, abs(order[i])))
@@ -59,7 +59,7 @@ def numbers(found: Found) -> tuple[np.ndarray, np.ndarray, str]:
 
 @dataclass(frozen=True)
 class SavedPairs:
-    """Eigenvalues from the top inwards (with --which SA from the bottom), and the places of their saved vectors."""
+    """Eigenvalues from the top inwards (with --which SA from the bottom), and the indices of their saved vectors."""
 
     found: Found
     values: np.ndarray
@@ -67,24 +67,24 @@ class SavedPairs:
     places: np.ndarray
 
     def vectors(self, k: int) -> np.ndarray | None:
-        """The first k eigenvectors (k, n), float64; None where they were not saved."""
+        """The first k eigenvectors (k, n), float64; None if they were not saved."""
         name = f"eigenvectors_{self.found.curvature}"
         arrays = read_arrays(self.found.file.with_suffix(".npz"), [name])
         return None if arrays is None else arrays[name][self.places[:k]].astype(np.float64)
 
     def gap(self, k: int) -> Gap | None:
-        """The gap behind the first k; None where no further eigenvalue was found."""
+        """The gap between eigenvalues k and k + 1; None if eigenvalue k + 1 was not computed."""
         return gap_behind(self.values, self.residuals, k)
 
     def gap_within(self, k: int) -> Gap:
-        """The gap behind the first k, which are not all that were found."""
+        """The gap between eigenvalues k and k + 1, if eigenvalue k + 1 was computed."""
         gap = self.gap(k)
         assert gap is not None
         return gap
 
 
 def leading(found: Found) -> SavedPairs | None:
-    """The eigenpairs in a result from one end inwards; None where a number is not finite."""
+    """The eigenpairs in a result from one end inwards; None if a number is not finite."""
     values, residuals, which = numbers(found)
     if not (np.isfinite(values).all() and np.isfinite(residuals).all()):
         return None
@@ -95,13 +95,13 @@ def leading(found: Found) -> SavedPairs | None:
 
 
 def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[str], Any]) -> Iterator[Row]:
-    """Rows on one matrix over its checkpoints: how leading eigenvectors turn, and whether training follows them.
+    """Rows about one matrix over its checkpoints: how leading eigenvectors turn, and whether training follows them.
 
     The leading k-space has the same k throughout, that of the widest gap (`widest_gap`).
 
     Args:
-        weights: the parameters (n,) at a checkpoint, or None where they cannot be read.
-        note: is told what could not be read.
+        weights: returns the parameters (n,) at a checkpoint, or None if they cannot be read.
+        note: called with what could not be read.
     """
     known = [pairs for found in series if (pairs := leading(found))]
     k = widest_gap([pairs.values for pairs in known])
@@ -112,21 +112,21 @@ def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[s
 
 
 def gap_rows(known: Sequence[SavedPairs], k: int) -> Iterator[Row]:
-    """Rows of the gap behind the first k eigenvalues at each checkpoint."""
+    """Rows with the gap behind the first k eigenvalues at each checkpoint."""
     for pairs in known:
         error = (pairs.residuals[k - 1] + pairs.residuals[k]) / abs(pairs.values[k - 1] or np.nan)
         yield derived(pairs, "gap", k, pairs.gap_within(k).relative, float(error), gap_is_reliable(k, pairs))
 
 
 def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, note: Callable) -> Iterator[Row]:
-    """Rows on how eigenspaces turn, in one pass with the vectors of two checkpoints and of the last in memory."""
+    """Rows about how eigenspaces turn, with the vectors of only two checkpoints and of the last one in memory."""
     last = known[-1]
     final, here, start = last.vectors(k or 1), known[0].vectors(k or 1), weights(known[0].found)
     for pairs, following in pairwise(known):
         there, end = following.vectors(k or 1), weights(following.found)
         if here is None:
             name = pairs.found.curvature
-            note(f"{name}: where eigenvectors were not saved (spectra eig --save-vectors) there are no overlaps")
+            note(f"{name}: without saved eigenvectors (spectra eig --save-vectors) there are no overlaps")
         both = comparable(here, there)
         if both:
             error = bound_of_overlap(pairs, following, 1)
@@ -138,7 +138,7 @@ def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, n
             yield from compared("last", pairs, last, *ends)
         if scaled(pairs.found):
             name = pairs.found.curvature
-            note(f"{name}: the share of updates in leading spaces is left out, as P gives these other coordinates")
+            note(f"{name}: the share of updates in leading spaces is left out, since these have coordinates P^1/2 x")
         elif k and here is not None and start is not None and end is not None and len(start) == here.shape[1]:
             share = share_inside(here, end - start)
             yield derived(
@@ -164,12 +164,12 @@ def scaled(found: Found) -> bool:
 
 
 def comparable(here: np.ndarray | None, there: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """The pair of bases, where there are both and they are of one shape; else None."""
+    """The pair of bases; None if one is missing or their shapes differ."""
     return (here, there) if here is not None and there is not None and here.shape == there.shape else None
 
 
 def bound_of_overlap(pairs: SavedPairs, other: SavedPairs, k: int) -> float | None:
-    """A bound on the error of the overlap of two k-spaces; None where a gap is not known."""
+    """A bound on the error of the overlap of two k-spaces; None if a gap is not known."""
     one, two = pairs.gap(k), other.gap(k)
     return None if one is None or two is None else overlap_error(one.bound, two.bound, k)
 
@@ -180,6 +180,6 @@ def gap_is_reliable(k: int, *some: SavedPairs) -> bool:
 
 
 def derived(pairs: SavedPairs, quantity: str, index: int, value: float, error: float | None, reliable: bool) -> Row:
-    """The row of a number that took no products of its own."""
+    """Make the row of a number that took no products of its own."""
     converged = pairs.found.entry.converged and reliable
     return pairs.found.row(quantity, index, value, error=error, products=None, converged=converged)

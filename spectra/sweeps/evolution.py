@@ -1,7 +1,7 @@
-"""The evolution of spectra over training: saved results of many checkpoints -> one tidy table, one row a number.
+"""Collect the saved results of many checkpoints into one tidy table, with one row per number.
 
-What is not finished yet is left out. What lies between two checkpoints stands at the earlier one:
-`overlap_next` at step t compares the eigenspaces at t and at the next checkpoint that has a result.
+Unfinished results are left out. A number about two checkpoints is listed at the earlier one: `overlap_next` at step t
+compares the eigenspaces at t and at the next checkpoint that has a result.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ MEASURED = ("eig", "trace")  # commands whose numbers a preconditioner changes
 
 
 class Home(NamedTuple):
-    """The directory where results of a checkpoint lie."""
+    """The directory with the results of one checkpoint."""
 
     name: str  # of the task
     label: str  # of the checkpoint
     checkpoint: Path | None
     directory: Path
-    result: Callable[[str], Record | None]  # command -> its record, None where it is not done
+    result: Callable[[str], Record | None]  # the record of a command; None if it is not done
 
 
 def collect(plan: Plan) -> Evolution:
-    """The table of a plan's results so far. Raises SpectraError where there is none."""
+    """The table of a plan's results so far. Raises SpectraError if there are none."""
     homes = [Home(t.name, label_of(t), t.checkpoint, t.directory, partial(result, t)) for t in plan.tasks]
     evolution = evolve(homes, plan.commands)
     if not evolution.rows:
         raise SpectraError(f"PLAN {plan.path}: no task has a result yet; run them with 'spectra sweep run {plan.path}'")
     folders = {home.label.rpartition("/")[0] for home in homes}
     if evolution.axis == PLACES and len(folders) > 1:
-        note = f"checkpoints of {len(folders)} folders are drawn as one training; give each training a plan of its own"
+        note = f"checkpoints of {len(folders)} folders are drawn as one training run; write one plan per training run"
         evolution = replace(evolution, notes=(*evolution.notes, note))
     return with_rate(evolution, plan.learning_rate)
 
@@ -57,12 +57,12 @@ def label_of(task: Any) -> str:
 
 
 def evolution_of(directory: Path | str, learning_rate: float | None = None) -> Evolution:
-    """Collect all results below a directory into one table over training steps, one number a row.
+    """Collect all results below a directory into one table over training steps, with one number per row.
 
-    Each folder that holds results is a checkpoint, and its name tells the step, as `step-000100`.
+    Each folder with results is a checkpoint; the last number in its name is the step, as in `step-000100`.
 
     Args:
-        directory: the directory, as `spectra.watch` leaves it.
+        directory: the directory, such as the output of `spectra.watch`.
         learning_rate: the learning rate of gradient descent, with which 2 / learning rate is drawn; None: not drawn.
 
     Returns:
@@ -77,7 +77,9 @@ def evolution_of(directory: Path | str, learning_rate: float | None = None) -> E
     homes = [Home(name, name, None, directory / name, partial(record_in, directory / name)) for name in names]
     evolution = evolve(homes, COMMANDS)
     if not evolution.rows:
-        raise SpectraError(f"{directory}: no folder in it holds a result; name the one that results were written to")
+        raise SpectraError(
+            f"`directory` {directory}: no folder in it holds a result; give the directory that results were written to"
+        )
     return replace(with_rate(evolution, learning_rate), unfinished=())
 
 
@@ -90,13 +92,13 @@ def with_rate(evolution: Evolution, rate: float | None) -> Evolution:
 
 
 def record_in(directory: Path, command: str) -> Record | None:
-    """The record that a command has left in a directory, if there is one."""
+    """The record that a command wrote in a directory; None if there is none."""
     file = directory / f"{command}.json"
     return load(file, [command], "result")[1] if file.exists() else None
 
 
 def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
-    """The table of all results in these places."""
+    """The table of all results in these directories."""
     axis, steps = training_steps({home.label: home.checkpoint for home in homes})
     notes: dict[str, None] = {}  # each once, in their order
     results = [read_results(home, steps[home.label], commands, notes.setdefault) for home in homes]
@@ -120,9 +122,9 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
 
 
 def of_one_matrix(found: Sequence[Found], note: Callable[[str], Any]) -> list[Found]:
-    """The results without eigenvalues and traces of a matrix beside its preconditioned one, which has the same name.
+    """Leave out eigenvalues and traces of a plain matrix if there are preconditioned ones, or the other way round.
 
-    Shares below zero stay: they are the same of both, by Sylvester's law of inertia.
+    Both have the same name. Shares below zero are kept: they are equal for both, by Sylvester's law of inertia.
     """
 
     def preconditioned(f: Found) -> bool:
@@ -155,19 +157,19 @@ def read_results(home: Home, step: Number, commands: Sequence[str], note: Callab
                 found += some
         except SpectraError as error:
             note(str(error))
-        except Exception as error:  # a record that somebody has edited may break anything
-            note(f"result {file}: is without what the table needs ({error!r}); run spectra {command} again")
+        except Exception as error:  # an edited record may raise anything
+            note(f"result {file}: lacks what the table needs ({error!r}); run spectra {command} again")
     return found
 
 
 def check(found: Found) -> None:
-    """Raise an error where the record lacks what its rows are made of."""
+    """Raise an error if the record lacks numbers for its rows."""
     for _ in (*ROWS[found.command](found), *problem_rows(found)):
         pass
 
 
 def between_checkpoints(found: Sequence[Found], note: Callable[[str], Any]) -> Iterator[Row]:
-    """Rows on how eigenspaces and weights move from one checkpoint to the next."""
+    """Rows about how eigenspaces and weights move from one checkpoint to the next."""
     eig = [f for f in found if f.command == "eig"]
     named = [f for f in found if f.checkpoint and f.problem.shapes is not None]
     weights = Trajectory(note) if len(named) > 1 else lambda _: None
@@ -177,7 +179,7 @@ def between_checkpoints(found: Sequence[Found], note: Callable[[str], Any]) -> I
 
 
 def in_order(rows: Sequence[Row]) -> Iterator[Row]:
-    """Rows by step, matrix as first met, seed, quantity and rank, with None for numbers that are not finite."""
+    """Sort rows by step, matrix, seed, quantity and rank, and replace numbers that are not finite by None."""
     matrices = list(dict.fromkeys([None, *(row.curvature for row in rows)]))
     quantities = list(QUANTITIES)
 
@@ -190,7 +192,7 @@ def in_order(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def grouped(found: Iterable[Found], key: Callable[[Found], Hashable]) -> dict[Hashable, list[Found]]:
-    """Results by their keys, in the order in which they come."""
+    """Group results by their keys, in order of appearance."""
     groups: dict[Hashable, list[Found]] = {}
     for one in found:
         groups.setdefault(key(one), []).append(one)

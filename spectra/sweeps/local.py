@@ -1,4 +1,4 @@
-"""Tasks on this machine: so many at a time, one a GPU or one for each `threads` cores."""
+"""Run tasks on this machine: one at a time per GPU, or per `threads` cores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spectra.sweeps.runner import Runner
 
 
 def run_here(plan: Plan, tasks: Sequence[Task], ended: Callable[[Task], None]) -> None:
-    """Run tasks, and call `ended` after each. On KeyboardInterrupt they save their state; it is raised again."""
+    """Run tasks, and call `ended` after each. On KeyboardInterrupt they save their state, and it is raised again."""
     if not tasks:
         return
     places = environments(plan)
@@ -42,7 +42,7 @@ def run_here(plan: Plan, tasks: Sequence[Task], ended: Callable[[Task], None]) -
 
 
 def stop(runners: Sequence[Runner]) -> None:
-    """Ask all runners to save their state and end; kill them if asked once more meanwhile."""
+    """Ask all runners to save their state and end; kill them at a second KeyboardInterrupt."""
     for runner in runners:
         runner.stop()
     try:
@@ -50,12 +50,12 @@ def stop(runners: Sequence[Runner]) -> None:
             runner.wait()
     except KeyboardInterrupt:
         for runner in runners:
-            runner.tell(signal.SIGKILL)
+            runner.send(signal.SIGKILL)
         raise
 
 
 def environments(plan: Plan) -> list[dict[str, str]]:
-    """The environment of each task that runs at a time: its threads and, where there are GPUs, its GPU."""
+    """The environments of the tasks that run at the same time: number of threads and, if there are GPUs, one GPU."""
     cores, gpus = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         devices(plan),
@@ -69,12 +69,12 @@ def environments(plan: Plan) -> list[dict[str, str]]:
 
 
 def devices(plan: Plan) -> list[str]:
-    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them; none where every command uses the CPU."""
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them; empty if every command uses the CPU."""
     if all(options.get("device") == "cpu" for options in plan.options.values()):
         return []
     named = [str(options["device"]) for options in plan.options.values() if ":" in str(options.get("device"))]
     if named:
-        text = "a sweep gives each of its tasks a card; take `device` cuda, and name the cards in CUDA_VISIBLE_DEVICES"
+        text = "a sweep assigns a GPU to each task; give `device` cuda, and choose GPUs with CUDA_VISIBLE_DEVICES"
         raise SpectraError(f"`device` {named[0]}: {text}")
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return visible.split(",")

@@ -1,13 +1,13 @@
-"""A plan of many runs: a TOML file that names checkpoints, matrices, seeds and commands -> the tasks they make.
+"""Read a plan of many runs, a TOML file with checkpoints, matrices, seeds and commands, and make its tasks.
 
     out = "runs"                   # default: a directory named as the plan
-    [problem]                      # options of the commands; lists of these three multiply:
+    [problem]                      # options of all commands; each combination of these three is a task:
     checkpoint = "checkpoints/*.pt"
     curvature = ["hessian", "ggn"]
     seed = [0, 1]
-    [eig]                          # commands, in this order, with options of their own
+    [eig]                          # commands, in this order, with their own options
     k = 5
-    [run]                          # where: spectra.sweeps.plan_run
+    [run]                          # where tasks run: spectra.sweeps.plan_run
     [collect]
     learning_rate = 0.05
 
@@ -34,13 +34,13 @@ from spectra.sweeps.plan_tables import PlanFile, shown
 
 COMMANDS = of_sweeps()
 MULTIPLY = ("checkpoint", "curvature", "seed")
-LONGEST_WORD, LONGEST_LINE = 2**17 - 1, 2**20  # bytes that Linux takes: 128 KiB a word, 2 MiB with the environment
-OURS = ("out", "json", "config")  # options that a sweep gives itself
+LONGEST_WORD, LONGEST_LINE = 2**17 - 1, 2**20  # bytes; Linux allows 128 KiB per word, 2 MiB with the environment
+OURS = ("out", "json", "config")  # options that a sweep sets itself
 
 
 @dataclass(frozen=True)
 class Task:
-    """One checkpoint, one matrix, one seed."""
+    """The commands for one checkpoint, one matrix and one seed."""
 
     name: str  # "step-0100/hessian", also its directory under the plan's `out`
     checkpoint: Path | None  # absolute; None: the model as built
@@ -49,7 +49,7 @@ class Task:
     directory: Path  # absolute
     commands: tuple[tuple[str, tuple[str, ...]], ...]  # ("eig", ("--model", ...)): arguments as typed on a command line
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
-    # ^ options that a result of each command will list, where who reads the plan has worked them out
+    # ^ options that the results of each command will list, if the reader of the plan has parsed them
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Plan:
     run: RunSettings
     learning_rate: float | None
     commands: tuple[str, ...]
-    options: Mapping[str, Mapping[str, Any]]  # of each command as the file has them, but for MULTIPLY
+    options: Mapping[str, Mapping[str, Any]]  # of each command as in the file, without MULTIPLY
     notes: tuple[str, ...] = ()  # what was left out, and why
 
     @property
@@ -72,17 +72,21 @@ class Plan:
 
     @property
     def records(self) -> Path:
-        """The directory of logs, locks and whatever else a sweep notes down."""
+        """The directory of logs, locks and other files of the sweep itself."""
         return self.out / ".sweep"
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan. Raises SpectraError: no TOML, unknown tables or keys, no command, a glob that matches nothing."""
+    """Read a plan.
+
+    Raises SpectraError if the file is not valid TOML, has unknown tables or keys or no command, or a glob matches
+    nothing.
+    """
     file = PlanFile(path)
     file.refuse_unknown("", ("out", "problem", *COMMANDS, "run", "collect"))
     commands = tuple(name for name in file.content if name in COMMANDS)
     if not commands:
-        raise file.error("no command; add a table [eig], [trace] or [density], with options or empty")
+        raise file.error("has no command; add a table [eig], [trace] or [density], with options or empty")
     refuse_ours(file, ("problem", *commands))
     problem = file.table("problem")
     shared = {key: value for key, value in problem.items() if key not in MULTIPLY}
@@ -101,23 +105,23 @@ def read_plan(path: Path) -> Plan:
 
 
 def refuse_ours(file: PlanFile, tables: Sequence[str]) -> None:
-    """Raise SpectraError where options are given that the sweep sets, or that make tasks but stand at one command."""
+    """Raise SpectraError if an option is set by the sweep, or makes tasks but is given for one command."""
     for table in tables:
         for key in file.table(table):
             if key in OURS:
-                raise file.error(f"{key} is what a sweep sets itself; leave it out", table)
+                raise file.error(f"{key} is set by the sweep; remove it", table)
             if key in MULTIPLY and table != "problem":
-                raise file.error(f"{key} makes tasks, of which each runs all commands; write it under [problem]", table)
+                raise file.error(f"{key} must be the same for all commands; write it under [problem]", table)
 
 
 def directory(file: PlanFile) -> Path:
-    """The plan's output directory: its key `out`, else named as the file. Raises SpectraError."""
+    """The plan's output directory: its key `out`, by default named after the file. Raises SpectraError."""
     out = file.content.get("out", file.path.stem)
     if not (isinstance(out, str) and out.strip()):
-        raise file.error(f"{shown('out', out)} is not a path; name a directory")
+        raise file.error(f"{shown('out', out)} is not a path; give a directory")
     path = Path(os.path.abspath(file.path.parent / out))
     if path == file.path:
-        raise file.error(f"{shown('out', out)} is the plan itself; name a directory")
+        raise file.error(f"{shown('out', out)} is the plan itself; give a directory")
     return path
 
 
@@ -127,7 +131,7 @@ def learning_rate(file: PlanFile) -> float | None:
     rate = file.table("collect").get("learning_rate")
     number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
     if rate is not None and not (number and math.isfinite(rate) and rate > 0):
-        raise file.error(f"{shown('learning_rate', rate)} is not a number above 0", "collect")
+        raise file.error(f"{shown('learning_rate', rate)} is not valid; give a number above 0", "collect")
     return None if rate is None else float(rate)
 
 
@@ -157,28 +161,28 @@ def make_tasks(
 
 
 def check_length(file: PlanFile, command: str, line: Sequence[str]) -> None:
-    """Raise SpectraError where the system would not start a command with so long a line."""
+    """Raise SpectraError if the command line is too long for the system."""
     sizes = [len(os.fsencode(word)) + 1 for word in line]
     if max(sizes, default=0) > LONGEST_WORD or sum(sizes) > LONGEST_LINE:
         longest = line[max(1, sizes.index(max(sizes))) - 1]  # the option before its value
-        text = f"its options make a command line of {sum(sizes):,} bytes, most of them behind {quoted(longest, 40)}"
-        raise file.error(f"{text}; shorten it, or put it into a file that the model reads", command)
+        text = f"its options make a command line of {sum(sizes):,} bytes, most of them in {quoted(longest, 40)}"
+        raise file.error(f"{text}; shorten that, or put it into a file that the model reads", command)
 
 
 def several(file: PlanFile, key: str, value: Any, kind: type) -> list:
     """The values of a key that holds one or a list, each once. Raises SpectraError."""
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
-        wanted = "names" if kind is str else "whole numbers"
-        raise file.error(f"{shown(key, value)} is neither one nor a list of {wanted}", "problem")
+        wanted = "name" if kind is str else "whole number"
+        raise file.error(f"{shown(key, value)} is not valid; give a {wanted} or a list of {wanted}s", "problem")
     return list(dict.fromkeys(values))
 
 
 def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) -> dict[str, str]:
     """The checkpoints by label, in natural order. A label is the path without suffix, below what all share.
 
-    A folder of weights counts where no file in it matches. Files whose names are no text (UTF-8) are left out, since
-    neither logs nor tables can name them.
+    A folder of weights is a checkpoint if no file in it matches. Files with names that are not valid UTF-8 are left
+    out, since neither logs nor tables can show them.
     """
     found = set()
     for pattern in several(file, "checkpoint", patterns, str):
@@ -186,9 +190,11 @@ def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) 
         there = set(checkpoints_of({os.path.normpath(match) for match in matches}, file.path.parent))
         files = {path for path in there if is_utf8(path)}
         for path in sorted(there - files):
-            note(f"PLAN {file.named}: {quoted(path)} is left out, since its name is not UTF-8; rename it")
+            note(f"PLAN {file.named}: {quoted(path)} is left out, since its name is not valid UTF-8; rename it")
         if not files:
-            raise file.error(f"{shown('checkpoint', pattern)} matches no file in {file.path.parent}", "problem")
+            raise file.error(
+                f"{shown('checkpoint', pattern)} matches no file in {file.path.parent}; correct the pattern", "problem"
+            )
         found |= files
     paths = sorted(found, key=natural)
     parent = os.path.commonpath([os.path.dirname(os.path.abspath(file.path.parent / path)) for path in paths])
@@ -199,7 +205,7 @@ def find_checkpoints(file: PlanFile, patterns: Any, note: Callable[[str], Any]) 
 
 
 def checkpoints_of(paths: set[str], start: Path) -> Iterator[str]:
-    """The paths, read from `start`, that are files, or folders of weights of which no file is among them."""
+    """Yield the paths, relative to `start`, that are files, or folders of weights without a file among the paths."""
     files = {path for path in paths if (start / path).is_file()}
     yield from files
     above = {str(folder) for path in files for folder in Path(path).parents}
@@ -207,7 +213,7 @@ def checkpoints_of(paths: set[str], start: Path) -> Iterator[str]:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can hold the text, which may come from a file's name of other bytes."""
+    """Whether the name of a file can be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -216,17 +222,17 @@ def is_utf8(text: str) -> bool:
 
 
 def natural(text: str) -> list:
-    """A key by which step-2 comes before step-10."""
+    """A sort key that puts step-2 before step-10."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text)]
 
 
 def relative(path: Path, parent: Path) -> str:
-    """The path from `parent` where it lies below, so that a plan's directory may move."""
+    """The path relative to `parent` if it is below it, so that a plan's directory can be moved."""
     return str(path.relative_to(parent)) if path.is_relative_to(parent) else str(path)
 
 
 def typed(options: Mapping[str, Any]) -> Iterator[str]:
-    """The options as they are typed on a command line; a flag that is false is left out."""
+    """The options as words of a command line; a flag that is false is left out."""
     for key, value in options.items():
         option = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
         if isinstance(value, bool):

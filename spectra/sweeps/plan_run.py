@@ -1,15 +1,15 @@
-"""The table [run] of a plan, and every key that it may hold: where the tasks run, and what each may take.
+"""Read the table [run] of a plan: where tasks run, and the resources of each. Its keys are:
 
 [run]
 on = "local"            # or "slurm"
-jobs = 2                # local: tasks at a time; default: one a GPU, else one for each `threads` cores
+jobs = 2                # local: tasks at a time; default: one per GPU, otherwise one per `threads` cores
 threads = 1             # OMP_NUM_THREADS of a task; slurm's default: its cpus
-partition = "gpu"       # slurm, as are all that follow
+partition = "gpu"       # slurm, like all keys below
 account = "group"
 gpus = 1
 cpus = 4
 memory = "16GB"
-time = "01:00:00"       # of one task; what is unfinished then is queued again and goes on
+time = "01:00:00"       # limit of one task; an unfinished task is queued again and resumes
 throttle = 8            # tasks at a time
 requeue = true          # after preemption
 setup = ["module load cuda"]
@@ -29,7 +29,7 @@ TIME = re.compile(r"((?P<days>\d{1,6})-)?(?P<hours>\d{1,6}):(?P<minutes>\d\d)(:(
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings in [run]. A field that is None is left to Slurm's default, or to as many as there is room for."""
+    """The settings in [run]; None stands for Slurm's default, or for as many as fit."""
 
     on: str = "local"
     jobs: int | None = None
@@ -60,7 +60,7 @@ def minutes(text: str) -> int | None:
 
 
 def whole(least: int) -> Callable[[Any], bool]:
-    """A test for whole numbers that are no smaller than `least`."""
+    """A test for whole numbers of `least` or more."""
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
@@ -93,22 +93,21 @@ KEYS = {**BOTH, **LOCAL, **SLURM}
 
 
 def read_run(file: PlanFile) -> RunSettings:
-    """Read and check the table [run]; what it leaves out has its default.
+    """Read and check the table [run]; missing keys have their defaults.
 
-    Raises SpectraError: an unknown key, a value of another type, a key that serves Slurm alone or local runs alone,
-    no time for Slurm.
+    Raises SpectraError if a key is unknown, has a wrong value, or has no effect, or if Slurm has no `time`.
     """
     file.refuse_unknown("run", KEYS)
     table = file.table("run")
     for key, value in table.items():
         holds, wanted = KEYS[key]
         if not holds(value):
-            raise file.error(f"{shown(key, value)} is not {wanted}", "run")
+            raise file.error(f"{shown(key, value)} is not valid; give {wanted}", "run")
     on = table.get("on", "local")
     if idle := table.keys() & (SLURM if on == "local" else LOCAL):
         here, there = ("local", "slurm") if on == "local" else ("slurm", "local")
-        raise file.error(f'{min(idle)} does nothing where on = "{here}"; leave it out, or write on = "{there}"', "run")
+        raise file.error(f'{min(idle)} has no effect with on = "{here}"; remove it, or write on = "{there}"', "run")
     if on == "slurm" and "time" not in table:
-        raise file.error('time is missing; write how long a task may take, as time = "01:00:00"', "run")
+        raise file.error('time is missing; write the time limit of a task, e.g. time = "01:00:00"', "run")
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     return RunSettings(**fields)

@@ -1,4 +1,4 @@
-"""The TOML file of a plan as tables, with errors that name the file. Each table's keys: `plan` and `plan_run`."""
+"""Read the TOML file of a plan, with errors that name the file; `plan` and `plan_run` check the keys of tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spectra.quoting import quoted
 
 
 class PlanFile:
-    """The tables of a plan's file. Raises SpectraError where there is no such file, or no TOML in it."""
+    """The tables in the file of a plan. Raises SpectraError if it cannot be read, or is not valid TOML."""
 
     def __init__(self, path: Path):
         self.named = path  # as the user typed it
@@ -24,20 +24,20 @@ class PlanFile:
         except OSError as error:
             raise SpectraError(f"PLAN {path}: cannot be read ({error.strerror}); check the path") from error
         except ValueError as error:  # of TOML, or of UTF-8
-            raise SpectraError(f"PLAN {path}: is not valid TOML ({error}); correct it there") from error
+            raise SpectraError(f"PLAN {path}: is not valid TOML ({error}); correct the file") from error
 
     def table(self, name: str) -> dict[str, Any]:
-        """The keys and values of a table; empty where the file has no such table. Raises SpectraError."""
+        """The keys and values of a table; empty if the file has no such table. Raises SpectraError."""
         table = self.content.get(name, {})
         if not isinstance(table, dict):
             raise self.error(f"{shown(name, table)} is not a table; write [{name}] above its keys")
         return table
 
     def refuse_unknown(self, table: str, known: Iterable[str]) -> None:
-        """Raise SpectraError where a table (the whole file: "") has a key that is not known."""
+        """Raise SpectraError if a table ("" for the whole file) has an unknown key."""
         found = self.table(table) if table else self.content
         if unknown := found.keys() - set(known):
-            from spectra.inputs.spec import suggest  # which loads torch
+            from spectra.inputs.spec import suggest  # loads torch
 
             name = min(unknown)
             what = (
@@ -51,5 +51,5 @@ class PlanFile:
 
 
 def shown(key: str, value: Any) -> str:
-    """`key = value`, about as it stands in the file."""
+    """The text `key = value`, about as in the file."""
     return f"{key} = {quoted(json.dumps(value, default=str))}"

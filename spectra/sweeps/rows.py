@@ -1,4 +1,4 @@
-"""One row a number: what the table of an evolution is made of, and the numbers that a result holds as they stand."""
+"""The rows of the table of an evolution, and the rows of numbers that a result holds directly."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 from spectra.records.problem import ProblemRecord
 from spectra.records.sweep import Number, Row
 
-QUANTITIES = {  # in the table's order, with what `index` and `error` are
+QUANTITIES = {  # in the table's order, with the meaning of `index` and `error`
     "loss": "mean loss",
-    "accuracy": "share of right classes",
+    "accuracy": "share of examples that are classified correctly",
     "eigenvalue": "index: 1 the largest, 2 the second; -1 the smallest, -2 the second; error: residual",
-    "learning_rate": "of the optimizer by whose preconditioner eigenvalues are; empty where P / rate stands for P",
-    "threshold": "of stability of that optimizer, in the units of eigenvalues; upper: where it lies in an interval",
-    "over_threshold": "eigenvalue over threshold, above 1 at an unstable direction; index: as of eigenvalues",
+    "learning_rate": "learning rate of the optimizer that defines the preconditioner; empty if P / rate is used as P",
+    "threshold": "threshold of stability of that optimizer, in units of eigenvalues; upper: upper end if an interval",
+    "over_threshold": "eigenvalue divided by threshold, above 1 in an unstable direction; index: as for eigenvalue",
     "trace": "error: standard error",
-    "negative_share": "share of eigenvalues below zero, between its 95 % limits",
+    "negative_share": "share of eigenvalues below zero, with its 95 % interval",
     "gap": "(lambda_k - lambda_k+1) / lambda_k; index: k of the leading eigenspace; error: from residuals",
-    "overlap_next": "of leading k-spaces here and at the next checkpoint; index: k; error: bound from residuals",
-    "overlap_last": "of leading k-spaces here and at the last checkpoint; index: k; error: bound from residuals",
-    "angle_next": "principal angle of the same spaces, radians; index: 1 the smallest",
-    "angle_last": "principal angle of the same spaces, radians; index: 1 the smallest",
+    "overlap_next": "overlap of leading k-spaces here and at the next one; index: k; error: bound from residuals",
+    "overlap_last": "overlap of leading k-spaces here and at the last one; index: k; error: bound from residuals",
+    "angle_next": "principal angle of the same spaces, in radians; index: 1 the smallest",
+    "angle_last": "principal angle of the same spaces, in radians; index: 1 the smallest",
     "alignment_next": "|cosine| of the leading eigenvectors here and at the next; index: 1; error: bound",
     "update_share": "share of the step to the next checkpoint inside the leading k-space here; index: k; error: bound",
-    "update_cosine": "cosine of the step that led here and the step that follows, in parameters",
+    "update_cosine": "cosine between the steps to and from this checkpoint, in parameters",
 }
 
 
@@ -51,17 +51,17 @@ class Found:
         return self.problem.seed
 
     def row(self, quantity: str, index: int | None, value: float | None, **fields: Any) -> Row:
-        """The row of a number that this result holds, with the cost of the command."""
+        """Make the row of a number of this result, with the cost of the command."""
         entry = self.entry
         cost = {"products": entry.products, "converged": entry.converged, "command": self.command}
         return Row(self.label, self.step, self.curvature, self.seed, quantity, index, value, **cost | fields)
 
 
 def threshold_rows(found: Found, eigenvalues: Sequence[Row]) -> Iterator[Row]:
-    """Rows of the threshold of stability, and of eigenvalues over it, where they are of a preconditioned matrix."""
+    """Rows of the threshold of stability, and of eigenvalues divided by it, for a preconditioned matrix."""
     if (of := found.problem.get("precondition")) is None:
         return
-    untaken = {"products": None, "converged": None}  # what no product was made for
+    untaken = {"products": None, "converged": None}  # these numbers took no products
     if (rate := of.get("rate")) is not None:
         yield found.row("learning_rate", None, rate, **untaken)
     if (threshold := of.threshold_of(found.curvature)) is None:
@@ -79,13 +79,13 @@ def trace_rows(found: Found) -> Iterator[Row]:
 
 
 def density_rows(found: Found) -> Iterator[Row]:
-    """The row of the share of eigenvalues below zero, where it is known."""
+    """The row of the share of eigenvalues below zero, if it is known."""
     if share := found.entry.negative:
         yield found.row("negative_share", None, share.value, lower=share.lower, upper=share.upper)
 
 
 def problem_rows(found: Found) -> Iterator[Row]:
-    """Rows of loss and accuracy, which a checkpoint has whatever the matrix."""
+    """Rows of loss and accuracy, which do not depend on the matrix."""
     for quantity, key in (("loss", "loss_value"), ("accuracy", "accuracy")):
         value = getattr(found.problem, key, None)
         if value is not None:

@@ -1,4 +1,4 @@
-"""Running one task: its commands one after the other, each a process of its own."""
+"""Run one task: its commands one after another, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from spectra.sweeps.tasks import Attempt, held, record_path, remaining, result
 
 
 class Runner:
-    """A task that is about to run, or runs. `environment` is added to the present one."""
+    """Runs one task; `environment` is added to the current environment."""
 
     def __init__(self, plan: Plan, task: Task, environment: Mapping[str, str]):
         self.plan, self.task, self.environment = plan, task, environment
         self.before = self.last()
         self.process: subprocess.Popen | None = None
         self.stopping = False
-        self.guard = threading.RLock()  # entered again by a signal that comes inside
+        self.guard = threading.RLock()  # reentrant, for signals that arrive inside
 
     def last(self) -> Attempt | None:
         """The last attempt at this task, if there was one."""
         return Attempt.read(record_path(self.plan, self.task, "json"))
 
     def run(self) -> None:
-        """Run the commands that are not done, until one fails or `stop`; none where another runner has the task."""
+        """Run the unfinished commands until one fails or `stop` is called; none if another runner has the task."""
         with held(record_path(self.plan, self.task, "lock")) as lock:
             if lock is None or self.last() != self.before:
                 return
@@ -40,7 +40,7 @@ class Runner:
                     return
 
     def run_one(self, attempt: Attempt, lock: IO) -> bool:
-        """Run one command of the task; return whether it has left its result."""
+        """Run one command of the task; return whether it wrote its result."""
         note = record_path(self.plan, self.task, "json")
         with record_path(self.plan, self.task, "log").open("ab") as log:
             with self.guard:
@@ -50,7 +50,7 @@ class Runner:
                 self.process = self.start(attempt, log, lock)
             status = self.process.wait()
         if status in (0, 1) and result(self.task, attempt.command):
-            note.unlink()  # the result tells it all
+            note.unlink()  # the result replaces it
             return True
         Attempt(attempt.command, attempt.arguments, status).write(note)
         return False
@@ -61,31 +61,31 @@ class Runner:
         log.write(f"$ spectra {shlex.join(line)}\n".encode())
         log.flush()
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "spectra", *line],  # -P: no file beside the plan stands for a module of ours
+            [sys.executable, "-P", "-m", "spectra", *line],  # -P: no file beside the plan shadows a module
             cwd=self.plan.directory,
             env={**os.environ, **self.environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             pass_fds=[lock.fileno()],
-            start_new_session=True,  # Ctrl-C comes to the sweep alone, which tells its tasks
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, which stops its tasks
         )
 
     def stop(self) -> None:
-        """Have the present command save its state and end, and start no other. Safe in a signal's handler."""
+        """Make the current command save its state and end, and start no other. Safe in a signal handler."""
         with self.guard:
             self.stopping = True
-            self.tell(signal.SIGTERM)
+            self.send(signal.SIGTERM)
 
-    def tell(self, number: int) -> None:
+    def send(self, number: int) -> None:
         """Send a signal to the running command, if there is one."""
         if self.process and self.process.returncode is None:
             self.process.send_signal(number)
 
     def wait(self) -> None:
-        """Wait until the present command has ended; safe where `run` waits for it in the same thread."""
+        """Wait until the current command has ended; safe even if `run` waits for it in the same thread."""
         if self.process and self.process.returncode is None:
             try:
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
             except ChildProcessError:
-                return  # `run` has had it already
+                return  # `run` has already waited for it

@@ -1,7 +1,7 @@
-"""Tasks as jobs of Slurm: one array, submitted through submitit. The keys of [run] that set it up: `plan_run`.
+"""Run tasks as one job array of Slurm, submitted with submitit; `plan_run` describes the keys of [run].
 
-A job runs its task as a sweep here would. Told that its time ends or that it is preempted, it has the command save its
-state and is queued again; then it goes on. What Slurm says of jobs is asked of squeue alone, which every cluster has.
+A job runs its task like a local sweep. When its time limit is near or it is preempted, the command saves its state, and
+the job is queued again and resumes. The states of jobs come from squeue alone, which every cluster has.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from spectra.sweeps.plan import Plan, Task
 from spectra.sweeps.runner import Runner
 from spectra.sweeps.tasks import BatchJob, held, record_path, standing
 
-# What Slurm sends before the time limit: commands know it, so that those it reaches at once save their state at once.
+# The signal that Slurm sends before the time limit; commands that receive it directly save their state at once.
 SIGNAL = "USR1"
 NOTICE = 120  # seconds before the limit
-REQUEUES = 50  # of a task that takes longer than its time; a bound for one that gets nowhere
+REQUEUES = 50  # of a task that exceeds its time limit; a bound for tasks that make no progress
 
 
 @dataclass
 class Job:
     """A callable that submitit pickles, calls on a node, and asks for a `checkpoint` when the job is to end."""
 
-    plan: Plan  # of this task alone
+    plan: Plan  # with this task alone
     task: Task
 
     def __call__(self) -> None:
@@ -43,10 +43,10 @@ class Job:
         self.runner.run()
         now = standing(self.plan, self.task)
         if now.state == "failed":
-            raise SpectraError(f"{self.task.name}: {now.reason}")  # for Slurm to know it, too
+            raise SpectraError(f"{self.task.name}: {now.reason}")  # so that Slurm counts the job as failed
 
     def checkpoint(self):
-        """Stop the command, which saves its state, and have submitit queue the job again, if the plan allows."""
+        """Stop the command, which saves its state, and let submitit queue the job again, if the plan allows."""
         from submitit.helpers import DelayedSubmission
 
         self.runner.stop()
@@ -56,25 +56,25 @@ class Job:
 
 def submit(plan: Plan, tasks: Sequence[Task]) -> dict[str, str]:
     """Submit the tasks as one array of jobs, and return the job of each task."""
-    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # read as submitit is imported
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # read when submitit is imported
     try:
         import submitit
         from submitit.core.utils import FailedJobError
     except ImportError as error:
-        text = "needs submitit, which is not installed; pip install 'loss-spectra[slurm]'"
+        text = "needs submitit, which is not installed; install it with: pip install 'loss-spectra[slurm]'"
         raise SpectraError(f'PLAN {plan.path}: [run] on = "slurm" {text}') from error
     if not (shutil.which("sbatch") and shutil.which("srun")):
-        text = 'finds no sbatch and srun on this machine; go to a login node, or write on = "local"'
+        text = 'needs sbatch and srun, which this machine lacks; use a login node, or write on = "local"'
         raise SpectraError(f'PLAN {plan.path}: [run] on = "slurm" {text}')
     executor = submitit.SlurmExecutor(folder(plan), max_num_timeout=REQUEUES)
     executor.update_parameters(**parameters(plan))
     jobs = [Job(replace(plan, tasks=(task,)), task) for task in tasks]
     try:
-        with redirect_stderr(io.StringIO()), executor.batch():  # submitit prints there what it raises
+        with redirect_stderr(io.StringIO()), executor.batch():  # submitit also prints its errors
             submitted = [executor.submit(job) for job in jobs]
     except FailedJobError as error:
         reason = "; ".join(line.split("error: ")[-1] for line in str(error).splitlines() if line.strip())
-        raise SpectraError(f"PLAN {plan.path}: [run] Slurm refuses it ({reason}); correct [run]") from error
+        raise SpectraError(f"PLAN {plan.path}: [run] Slurm rejects the job ({reason}); correct [run]") from error
     return {task.name: job.job_id for task, job in zip(tasks, submitted, strict=True)}
 
 
@@ -100,28 +100,28 @@ def parameters(plan: Plan) -> dict:
 
 
 def submit_once(plan: Plan, choose) -> dict[str, str]:
-    """Submit those tasks that `choose()` gives, while no other sweep may submit. Raises SpectraError."""
+    """Submit the tasks that `choose()` returns, under a lock that excludes other sweeps. Raises SpectraError."""
     with held(plan.records / "submit.lock") as lock:
         if lock is None:
             raise SpectraError(
-                f"PLAN {plan.path}: another `spectra sweep run` submits it now; see `spectra sweep status`"
+                f"PLAN {plan.path}: is being submitted by another `spectra sweep run`; see `spectra sweep status`"
             )
         tasks = choose()
         jobs = submit(plan, tasks) if tasks else {}
         for task in tasks:
-            record_path(plan, task, "json").unlink(missing_ok=True)  # an earlier attempt says nothing any more
+            record_path(plan, task, "json").unlink(missing_ok=True)  # an earlier attempt is no longer relevant
         text = json.dumps(submitted(plan) | jobs)
         write_atomically(plan.records / "jobs.json", lambda file: file.write(text.encode()))
     return jobs
 
 
 def folder(plan: Plan) -> Path:
-    """The directory of submitit: scripts, pickles, and what jobs print beside their tasks."""
+    """The directory of submitit: scripts, pickles, and the output of jobs."""
     return plan.records / "slurm"
 
 
 def submitted(plan: Plan) -> dict[str, str]:
-    """The last job of each task. Raises SpectraError where the list of them is damaged."""
+    """The last job of each task. Raises SpectraError if the list of jobs is damaged."""
     path = plan.records / "jobs.json"
     try:
         jobs = json.loads(read_bounded(path, WRITTEN_BY_US))
@@ -135,7 +135,7 @@ def submitted(plan: Plan) -> dict[str, str]:
 
 
 def batch_jobs(plan: Plan) -> Mapping[str, BatchJob]:
-    """The last job of each task that had one, as Slurm reports it. Raises SpectraError where it cannot be asked."""
+    """The last job of each submitted task, with its state from squeue. Raises SpectraError if squeue fails."""
     jobs = submitted(plan)
     if not jobs:
         return {}
@@ -144,17 +144,15 @@ def batch_jobs(plan: Plan) -> Mapping[str, BatchJob]:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", "") or error
-        raise SpectraError(
-            f"squeue: does not answer ({' '.join(str(reason).split())}); ask again on a login node"
-        ) from error
+        raise SpectraError(f"squeue: failed ({' '.join(str(reason).split())}); try again on a login node") from error
     states = dict(line.split() for line in done.stdout.splitlines())
     return {
-        name: BatchJob(job, known(states.get(job)), folder(plan) / f"{job}_0_log.err") for name, job in jobs.items()
+        name: BatchJob(job, job_state(states.get(job)), folder(plan) / f"{job}_0_log.err") for name, job in jobs.items()
     }
 
 
-def known(state: str | None) -> str:
-    """The state of a job in our words: gone, queued or running."""
+def job_state(state: str | None) -> str:
+    """Convert Slurm's state of a job to gone, queued or running."""
     if state is None:
         return "gone"
     return "queued" if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED") else "running"

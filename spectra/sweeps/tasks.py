@@ -1,9 +1,9 @@
-"""Where a task stands, read from files alone: so it is known while others run it, and on another machine.
+"""The state of a task, read from files alone, so that it is known while another process or machine runs it.
 
-OUT/NAME/<command>.json     its results: a command is done where one of this plan's options and checkpoint is there
-OUT/.sweep/NAME.lock        held (flock) while it runs, by the command itself too: a killed sweep leaves it running
-OUT/.sweep/NAME.json        the command that ran last, and how that ended
-OUT/.sweep/NAME.log         what commands printed
+OUT/NAME/<command>.json     its results: a command is done if one has this plan's options and checkpoint
+OUT/.sweep/NAME.lock        locked (flock) while it runs, also by the command, which outlives a killed sweep
+OUT/.sweep/NAME.json        the last command, and how it ended
+OUT/.sweep/NAME.log         the output of commands
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from spectra.records.sweep import SweepStatus, TaskStatus
 from spectra.sweeps.digests import digest
 from spectra.sweeps.plan import Plan, Task
 
-# Options that change no number beyond rounding, or that a run fills in itself.
+# Options that change no number beyond rounding, or that a run sets itself.
 FREE = frozenset({"memory", "basis", "device", "deflate"})
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-ENDING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGKILL")  # of which Windows lacks some
+ENDING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGKILL")  # Windows lacks some of them
 KILLED = tuple(-getattr(signal, name) for name in ENDING if hasattr(signal, name))
 LAST_LINES = 3
-LONGEST_LOADING = 600  # seconds from a command's start to its first product, with room to spare
+LONGEST_LOADING = 600  # seconds, a generous bound on the time from a command's start to its first product
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """The command of a task that began last and has left no result."""
+    """The last command of a task that was started, and has not written a result."""
 
     command: str
     arguments: tuple[str, ...]
-    status: int | None = None  # of its process, negative: the signal that killed it; None: not known to have ended
+    status: int | None = None  # exit status, negative for a signal; None: not known to have ended
 
     def write(self, path: Path) -> None:
-        """Write the attempt to a file, never half."""
+        """Write the attempt to a file atomically."""
         write_atomically(path, lambda file: file.write(json.dumps(asdict(self)).encode()))
 
     @classmethod
     def read(cls, path: Path) -> Attempt | None:
-        """Read an attempt; None where there is no file, or not one of ours."""
+        """Read an attempt; None if there is no valid file."""
         try:
             content = json.loads(read_bounded(path, WRITTEN_BY_US))
             return cls(content["command"], tuple(content["arguments"]), content["status"])
@@ -61,13 +61,13 @@ class Attempt:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the command was ended from outside, so that it will go on where it was."""
+        """Whether the command was ended from outside, so that it can resume."""
         return self.status is None or self.status in (*INTERRUPTED, *KILLED)
 
 
 @dataclass(frozen=True)
 class BatchJob:
-    """The job of a task, and what the queue says of it."""
+    """The Slurm job of a task, and its state in the queue."""
 
     id: str
     state: str  # "running", "queued", "gone"
@@ -81,8 +81,8 @@ class Standing:
     task: Task
     state: str  # of records.sweep.STATES
     reason: str = ""
-    log: Path | None = None  # that tells more
-    unmet: tuple[str, ...] = ()  # commands that are done, but have not met a tolerance
+    log: Path | None = None
+    unmet: tuple[str, ...] = ()  # commands that are done, but did not meet a tolerance
 
     def last_lines(self) -> list[str]:
         """The last lines of the task's log."""
@@ -106,7 +106,7 @@ def status_of(plan: Plan, standings: Sequence[Standing]) -> SweepStatus:
 
 
 def record_path(plan: Plan, task: Task, suffix: str) -> Path:
-    """The file of this kind that a sweep keeps of a task: json, log or lock."""
+    """The sweep's file for a task with this suffix: json, log or lock."""
     return plan.records / f"{task.name}.{suffix}"
 
 
@@ -114,7 +114,7 @@ def standing(plan: Plan, task: Task, job: BatchJob | None = None) -> Standing:
     """The state of a task, from its results, its last attempt, its lock and its job."""
     found = {command: examined(task, command) for command, _ in task.commands}
     records, edited = {command: record for command, (record, _) in found.items()}, [text for _, text in found.values()]
-    told = next(filter(None, edited), "")
+    reason = next(filter(None, edited), "")
     unmet = tuple(command for command, record in records.items() if record and not converged(record))
     if all(records.values()):
         return Standing(task, "finished", unmet=unmet)
@@ -126,19 +126,19 @@ def standing(plan: Plan, task: Task, job: BatchJob | None = None) -> Standing:
     if job and attempt is None and not record_path(plan, task, "log").exists():
         return Standing(task, "interrupted", f"job {job.id} ended before its task began", job.log)
     if attempt is None or (attempt.command, attempt.arguments) not in task.commands:  # the plan has changed since
-        return Standing(task, "waiting", told)
+        return Standing(task, "waiting", reason)
     state = "interrupted" if attempt.interrupted else "failed"
     return Standing(task, state, how_it_ended(attempt), record_path(plan, task, "log"))
 
 
 def how_it_ended(attempt: Attempt) -> str:
-    """The way in which an attempt ended without its result, in words."""
+    """How an attempt ended without its result, as text."""
     if attempt.status is None:
         return f"{attempt.command} was running when its sweep ended"
     if attempt.status < 0:
         return f"{attempt.command} was killed by {signal.Signals(-attempt.status).name}"
     if attempt.status in (0, 1):
-        return f"{attempt.command} ended with status {attempt.status}, but without the result that was asked for"
+        return f"{attempt.command} ended with status {attempt.status}, but did not write the requested result"
     return f"{attempt.command} ended with status {attempt.status}"
 
 
@@ -148,12 +148,12 @@ def remaining(task: Task) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def result(task: Task, command: str) -> Record | None:
-    """The record that a command has left, where it is of these options and of the checkpoint as it is now."""
+    """The record of a command, if it has the plan's options and the current checkpoint; otherwise None."""
     return examined(task, command)[0]
 
 
 def examined(task: Task, command: str) -> tuple[Record | None, str]:
-    """The record as `result` gives it, and what is wrong with a file that is not the command's or has been edited."""
+    """The record that `result` returns, and the error message of a file that is not a valid result of the command."""
     path = task.directory / f"{command}.json"
     try:
         _, record = load(path, [command])
@@ -162,13 +162,13 @@ def examined(task: Task, command: str) -> tuple[Record | None, str]:
     asked, options = task.recorded.get(command, {}), record.problem.options or {}
     if any(asked[name] != options[name] for name in (asked.keys() & options.keys()) - FREE):
         return None, ""
-    if asked.get("precondition") != options.get("precondition"):  # which older results do not list
+    if asked.get("precondition") != options.get("precondition"):  # older results lack it
         return None, ""
     return (record if same_checkpoint(task, path, record) else None), ""
 
 
 def same_checkpoint(task: Task, path: Path, record: Record) -> bool:
-    """Whether a result is of the checkpoint as it is: by time where that is long unchanged, else by SHA-256."""
+    """Whether a result belongs to the current checkpoint: by time if it is long unchanged, otherwise by SHA-256."""
     if task.checkpoint is None:
         return True
     times = [getattr(entry, key, 0) for entry in record.results for key in ("seconds", "setup_seconds")]
@@ -200,9 +200,9 @@ def last_lines(path: Path, count: int = LAST_LINES) -> list[str]:
 
 @contextmanager
 def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
-    """A context that locks a file and gives it, to be handed on to children; None where others hold the lock.
+    """Lock a file inside this context, and yield it for child processes to inherit; None if others hold the lock.
 
-    With patience for those who only look: see `is_held`.
+    It waits for `patience` seconds, since `is_held` takes the lock for a moment.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + patience
@@ -222,7 +222,7 @@ def is_held(path: Path) -> bool:
 
 
 def try_lock(file: IO, shared: bool = False) -> bool:
-    """Lock an open file, and return whether nobody else held it."""
+    """Try to lock an open file, and return whether this succeeded."""
     try:
         lock(file, shared)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The table of an evolution as an experiment tracker takes it: numbers by name, one step for each checkpoint."""
+"""Convert the table of an evolution for experiment trackers: numbers by name, with one step per checkpoint."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from spectra.records.sweep import Evolution, Number, Row
 
-ERRORS = {"eigenvalue": "residual", "trace": "trace_error"}  # the names of errors; of others QUANTITY_error
+ERRORS = {"eigenvalue": "residual", "trace": "trace_error"}  # names of errors; others are QUANTITY_error
 
 
 def scalars_by_step(evolution: Evolution) -> list[tuple[int, dict[str, float]]]:
     """The numbers of each checkpoint by their names, such as `spectra/hessian/eigenvalue_1`, in the order of steps.
 
-    A step is that of the table; where these are no whole numbers, as parts of an epoch, it is the place in the order,
-    and the table's own stands beside it. What has no value is left out, and so is what the table says nothing by.
-    Where there are several seeds, their names follow the matrix. Preconditioned matrices are called
+    A step is that of the table; if these are not distinct whole numbers, such as fractions of an epoch, it is the
+    position in the order, and the table's step is one of the numbers. Missing values and comparisons without a gap are
+    left out. With several seeds, the seed follows the matrix in names. A preconditioned matrix is called
     `hessian_preconditioned`.
     """
     places = list(dict.fromkeys((row.step, row.checkpoint) for row in evolution.rows))
@@ -36,7 +36,7 @@ def scalars_by_step(evolution: Evolution) -> list[tuple[int, dict[str, float]]]:
 
 
 def scalars_of(row: Row, where: str) -> dict[str, float]:
-    """The value, error and limits of one row by their names behind `where`."""
+    """The value, error and interval of one row by name, with the prefix `where`."""
     if row.converged is False and row.products is None:  # a comparison without a gap
         return {}
     name, error = names_of(row.quantity, row.index)
@@ -57,7 +57,7 @@ def names_of(quantity: str, index: int | None) -> tuple[str, str]:
     """The names of a number and of its error: `eigenvalue_1` and `residual_1` of the largest eigenvalue.
 
     Args:
-        index: as in the table; of eigenvalues below zero -1 is the smallest.
+        index: the index in the table; -1 is the smallest eigenvalue.
     """
     error = ERRORS.get(quantity, f"{quantity}_error")
     if index is None:
@@ -67,6 +67,6 @@ def names_of(quantity: str, index: int | None) -> tuple[str, str]:
 
 
 def products(rows: Sequence[Row]) -> Number:
-    """The products that the results in these rows have taken."""
+    """The number of products spent on the results in these rows."""
     spent = {(row.command, row.curvature, row.seed): row.products for row in rows if row.products is not None}
     return sum(spent.values())
