@@ -610,7 +610,7 @@ def test_a_result_of_an_object_cannot_be_repeated_without_it(call):
     line = "trace --config o/eig.json --model nets.py:build"
     status, _, err = call(line)
     assert status == 2
-    assert "P was Tensor given in Python, which has no name here; name it by --precondition" in err
+    assert "the preconditioner was Tensor given in Python, which a file cannot name; give --precondition" in err
     values = spectra.eig(model, nn.MSELoss(), (x, y), k=1, precondition=optimizer, method="dense").values
     p = (1 - 0.9**T) * ((flat(optimizer, "exp_avg_sq") / (1 - 0.999**T)).sqrt() + 1e-8)
     expected = torch.linalg.eigvalsh(around(dense(model), p))
