@@ -80,7 +80,7 @@ def test_the_command_tells_where_eigenvectors_lie(tmp_path, capfd):
     assert run([*base.split(), str(tmp_path)]) == 0
     shown = capfd.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    assert "localisation: sum of u_i^4" in shown
+    assert "localisation of each eigenvector u: sum of u_i^4" in shown
     tree = json.loads((tmp_path / "eig.json").read_text())["results"][0]["localisation"]
     record = spectra.load_result(tmp_path / "eig.json")
     (entry,) = record.results

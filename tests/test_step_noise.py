@@ -89,7 +89,7 @@ def test_numbers_are_the_librarys(record, points):
         assert worst.rises == pytest.approx(own.rises, rel=1e-9)
         assert ball.value == pytest.approx(own.model.value, rel=1e-9)
     text = step_text(found)
-    assert "Noise scale, in examples, of 90 examples taken for a sample" in text
+    assert "Noise scale in examples, from 90 examples treated as a sample" in text
     assert "0.5 adaptive" in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert len(scales_of(noise, found.results)) >= 1
@@ -126,7 +126,7 @@ def test_a_loss_of_whole_batches_has_no_noise(record):
     found = record(f"{LINE} --loss nets.py:batch_mean --batch-size 90")
     assert found.point.noise is None
     assert "gradients of their own" in found.point.without_noise
-    assert "left out: noise: " in step_text(found)
+    assert "noise scale left out: " in step_text(found)
     assert found.point.worst[0].rises[0] > 0
 
 
