@@ -238,7 +238,7 @@ def test_what_is_not_chosen_stays():
     saved(problem, "other.pt", lambda name, v: v if v.dtype == torch.int64 else 1.5 * v + 0.2)
     some = replace(problem, parameters=first)
     found = given(some, "checkpoint:other.pt")
-    assert "stay as they are here" in found.notes[0]
+    assert "keep their values from here" in found.notes[0]
     way = found.directions["checkpoint:other.pt"]
     assert way.buffers == {}
     (own,) = first.values()
@@ -259,7 +259,7 @@ def test_a_checkpoint_is_read_without_a_trace():
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (lambda own: own, "`along` checkpoint:other.pt: its parameters are those of this checkpoint"),
+        (lambda own: own, "`along` checkpoint:other.pt: has the same parameters as this checkpoint"),
         (lambda own: dict(list(own.items())[1:]), "`along` checkpoint:other.pt: missing 0.weight"),
         (lambda own: {n: v[..., :1] for n, v in own.items()}, "`along` checkpoint:other.pt: "),
         (lambda own: {n: v * torch.inf for n, v in own.items()}, "`along` checkpoint:other.pt: .* not finite"),
@@ -423,7 +423,7 @@ def test_parallel_directions_span_no_plane():
     problem = linear()
     saved(problem, "b.pt", lambda _, value: value + 0.3)
     saved(problem, "c.pt", lambda _, value: value - 0.6)
-    with pytest.raises(SpectraError, match=r"`along` checkpoint:b\.pt,checkpoint:c\.pt: both lead along one line"):
+    with pytest.raises(SpectraError, match=r"`along` checkpoint:b\.pt,checkpoint:c\.pt: the directions are parallel"):
         looked_at(problem, ("checkpoint:b.pt", "checkpoint:c.pt"))
 
 

@@ -160,8 +160,8 @@ def test_an_earlier_eig_spares_its_products(record, call):
 @pytest.mark.parametrize(
     ("eig", "options", "told"),
     [
-        ("-k 3", "--along 4", "holds 3 eigenvectors within --tol, not 4"),
-        ("-k 3", "--tol 1e-12", "holds 0 eigenvectors within --tol, not 1"),
+        ("-k 3", "--along 4", "holds only 3 of 4 eigenvectors within --tol"),
+        ("-k 3", "--tol 1e-12", "holds only 0 of 1 eigenvectors within --tol"),
         ("-k 3 --which LA", "", "holds eigenvectors of --which LA"),
         ("-k 3", "--along lowest", "holds eigenvectors of --which LM"),
         ("-k 3", "--curvature ggn", "holds no eigenvectors of it"),
@@ -183,7 +183,7 @@ def test_arrays_without_a_record_are_of_an_unknown_end(content, call):
     path.unlink() if content is None else path.write_text(content)
     status, _, err = call(f"{LINE} --out here")
     assert status == 0
-    assert "here/eig.npz holds eigenvectors of --which unknown, so those named are computed" in err
+    assert "here/eig.npz holds eigenvectors of --which unknown, so new ones are computed" in err
 
 
 def test_the_lowest_of_an_earlier_eig(record, call):
@@ -319,10 +319,10 @@ def test_a_layer_without_a_third_derivative_has_no_spread(record, call):
     line = f"{LINE.replace('nets.py:mlp', 'twice.py:Net')}"
     entry = record(line)["results"][0]
     assert entry["spread"] is None
-    assert entry["without_spread"].startswith("no curvature of single examples, which takes third derivatives: ")
+    assert entry["without_spread"].startswith("no curvature of single examples, which needs third derivatives: ")
     assert entry["lines"][0]["loss"][3] == pytest.approx(entry["loss"], rel=1e-12)
     assert "`model`: a layer" in entry["without_spread"]
-    assert "which takes third derivatives: --model: a layer" in " ".join(call(line)[1].split())
+    assert "which needs third derivatives: --model: a layer" in " ".join(call(line)[1].split())
 
 
 def test_one_example_has_no_spread(record, call):

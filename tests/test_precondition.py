@@ -492,7 +492,7 @@ def test_refusals(call, files, typed):
 def test_layers_refuse_what_mixes_them(call):
     status, _, err = call(f"layers {LINE} --precondition nets.py:operator")
     assert status == 2
-    assert "--precondition: P^-1/2 is an operator, which mixes layers" in err
+    assert "--precondition: P^-1/2 is not diagonal, so it mixes layers" in err
 
 
 def test_the_threshold_stands_beside_eigenvalues(call):

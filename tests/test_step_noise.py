@@ -160,7 +160,7 @@ def test_what_is_not_resolved_is_null(record, points, tmp_path):
     simple = found.point.noise.simple
     assert simple.value is None
     assert simple.standard_error is None
-    assert simple.reason == "not resolved: these examples do not tell |g|^2 from zero"
+    assert simple.reason == "not resolved: with these examples |g|^2 cannot be distinguished from zero"
     assert (simple.lower > 100, simple.upper) == (True, None)
     assert simple.measured > 0 > simple.signal
     assert "simple: not resolved" in step_text(found)

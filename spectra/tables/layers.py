@@ -17,7 +17,7 @@ MOST = 40  # rows of a table
 LONGEST = 24  # characters of a name
 SORTED = {"mass": "|u|²", "mean": "mean λ", "eigenvalue": "|leading λ|", "sensitivity": "saliency", "trace": "trace"}
 TRACES = (
-    "± is the standard error of traces, shares and saliencies, and the residual |Au - λu| of leading eigenvalues λ. "
+    "± is the standard error of traces, shares and saliencies, and the residual |Au - λu| of eigenvalues λ. "
     "mean λ is the trace divided by the number of parameters."
 )
 MEANING = (

@@ -44,7 +44,7 @@ def cell(number: Summary | None, scale: float = 1) -> str:
 def shares(found: Summaries) -> list[str]:
     """The line on the outliers' share of the trace, if there are any."""
     share = found.outlier_share
-    return [f"outliers above the bulk make {cell(share, 100)} % of the trace"] if share and share.value else []
+    return [f"outliers above the bulk make up {cell(share, 100)} % of the trace"] if share and share.value else []
 
 
 def laws(found: Summaries) -> list[str]:
