@@ -493,7 +493,7 @@ def test_the_next_step_is_at_one(optimizer):
 
 def test_an_optimizer_that_is_missing():
     problem = network()
-    with pytest.raises(SpectraError, match="`optimizer`: update needs the state of an optimizer"):
+    with pytest.raises(SpectraError, match="`optimizer`: update needs the optimizer's state"):
         given(problem, "update")
     saved(problem, "here.pt")
     with pytest.raises(SpectraError, match="holds no state of an optimizer"):

@@ -20,7 +20,7 @@ from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.style import save_figure
 from spectra.records.record import Record
-from spectra.tables.landscape import landscape_text
+from spectra.tables.landscape import landscape_text, product_cell
 
 NETS = """
 import torch
@@ -117,8 +117,23 @@ def test_tables_fit_the_page(call):
     _, out, _ = call(f"{LINE} {EVERYTHING} --curvature gradient-covariance --curvature fisher-batch")
     assert max(map(len, out.splitlines())) <= 80
     assert "fisher-batch is made of batches" in out
-    assert "holds: the range of t in theta + t d" in out
+    assert "The quadratic model of the loss at theta + t d is valid for t in the range shown" in " ".join(out.split())
     assert list(Path().glob("*.png")) == list(Path().glob("*.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "scale", "shown"),
+    [
+        (-5.7e-8, 1.0, "~0"),
+        (0.0, 0.0, "~0"),
+        (2e-6, 1.0, "2e-6"),
+        (-5.7e-8, 1e-3, "-5.7e-8"),
+        (math.nan, 1.0, "nan"),
+        (None, 1.0, "-"),
+    ],
+)
+def test_inner_products_within_rounding_are_shown_as_about_zero(value, scale, shown):
+    assert product_cell(value, scale) == shown
 
 
 def test_files(record, call):
@@ -200,7 +215,7 @@ def test_the_lowest_of_an_earlier_eig(record, call):
         ("--along x", ["--along", "'x'", "lowest or random"]),
         ("--along 1.5", ["--along", "'1.5'"]),
         ("--along ''", ["--along", "''"]),
-        ("--along 1,2,3", ["--along", "'1,2,3'", "two with a comma"]),
+        ("--along 1,2,3", ["--along", "'1,2,3'", "two of them separated by a comma"]),
         ("--along 1,", ["--along", "'1,'"]),
         ("--along 2,02", ["--along", "'2,02'", "one direction twice"]),
         ("--along lowest,lowest", ["--along", "one direction twice"]),

@@ -525,7 +525,7 @@ fails = Estimate(lambda vectors: 1 / 0)
     [
         ("eig -k 1", "pair", "--operator odd.py:pair: the matrix is not symmetric"),
         ("eig -k 1", "ends", "--operator: your code called sys.exit("),
-        ("eig -k 1", "infinite", "or look at what the operator returns"),
+        ("eig -k 1", "infinite", "or check what the operator returns"),
         ("eig -k 2", "wide", "--operator: its standard_errors returned of shape (7,)"),
         ("eig -k 1", "below", "--operator: its standard_errors returned an error below zero, -1"),
         ("trace", "below", "--operator: its trace_error returned an error below zero, -1"),

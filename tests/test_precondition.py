@@ -345,7 +345,7 @@ def test_comparisons_have_one_preconditioner(found):
         assert abs(entry["norm"]["value"] - norm) < 5 * error + 1e-9 * norm
     assert record["causes"] == []
     text = " ".join(compare_text(Record.of(record)).split())
-    assert "gradient-covariance: made of products of gradients, to which weight decay is not added" in text
+    assert "gradient-covariance: weight decay is not added to products of gradients" in text
     curvatures = {
         name: spectra.Curvature(
             spectra.Problem(model, spectra.MeanSquaredError(), spectra.cut_batches(x, y, torch.arange(20), 20)), name

@@ -8,8 +8,8 @@ from __future__ import annotations
 from spectra.records.directions import OTHER, PATH
 
 NAMES = (
-    "name 1, 2, ... (eigenvectors), lowest or random, gradient, update, momentum, checkpoint:PATH or path:GLOB; one, "
-    "or two with a comma"
+    "name 1, 2, ... (eigenvectors), lowest, random, gradient, update, momentum, checkpoint:PATH or path:GLOB, or two "
+    "of them separated by a comma"
 )
 WORDS = ("lowest", "random", "gradient", "update", "momentum")
 OF_FILES = (OTHER, PATH)
