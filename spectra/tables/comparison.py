@@ -12,7 +12,7 @@ from spectra.records.compare import Agreement, CompareResult, Pair, Subsample
 from spectra.records.entry import Estimate
 from spectra.records.record import Record
 from spectra.tables.outliers import class_table, outlier_table
-from spectra.tables.results import corner, cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.tables.results import corner, cost_table, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, counted
 
 MOST_OVERLAPS = 6  # columns of the table of overlaps
@@ -98,14 +98,6 @@ def matrix_table(record: Record):
     for r in record.results:
         leading = brief(r.values[0], r.residuals[0]) if len(r.values) else ""
         table.add_row(r.curvature, estimate(r.norm), estimate(r.trace), leading)
-    return table
-
-
-def cost_table(results: Sequence[CompareResult]):
-    """The table of costs."""
-    table = new_table("", "products", "time (s)", "setup (s)", "converged")
-    for r in results:
-        table.add_row(r.curvature, *cost_cells(r))
     return table
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from spectra.quoting import readable
 from spectra.records.layers import Block, LayersResult
 from spectra.records.record import Record
-from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered, title
+from spectra.tables.results import cost_table, figure_lines, heading, new_table, remarks, rendered, title
 from spectra.wording import brief
 
 MOST = 40  # rows of a table
@@ -45,10 +45,7 @@ def layers_parts(record: Record) -> list[str | Table]:
         if unproven := [block.name for block in entry.blocks if block.complete is False]:
             names = ", ".join(unproven)
             parts.append(f"a missed eigenvalue cannot be excluded with 99 % confidence in these blocks: {names}")
-    costs = new_table("", "products", "time (s)", "setup (s)", "converged")
-    for entry in record.results:
-        costs.add_row(entry.curvature, *cost_cells(entry))
-    return [*parts, costs, *remarks(record)]
+    return [*parts, cost_table(record.results), *remarks(record)]
 
 
 def subject(record: Record, entry: LayersResult) -> str:

@@ -117,11 +117,10 @@ def trace_text(record: Record) -> str:
 def trace_parts(record: Record) -> list[str | Table]:
     """Texts and tables of the record of `trace`."""
     if any(r.spread is not None for r in record.results):  # matrices of single examples
-        table, costs = new_table("", "trace", "spread"), new_table("", "products", "time (s)", "setup (s)", "converged")
+        table = new_table("", "trace", "spread")
         for r in record.results:
             table.add_row(r.curvature, *trace_cells(r))
-            costs.add_row(r.curvature, *cost_cells(r))
-        return [heading(record.problem), TRACES, table, costs, *remarks(record)]
+        return [heading(record.problem), TRACES, table, cost_table(record.results), *remarks(record)]
     table = new_table(corner(record), "trace", "products", "time (s)", "setup (s)", "converged")
     for r in record.results:
         table.add_row(r.curvature, with_error(r.trace, r.standard_error), *cost_cells(r))
@@ -251,6 +250,14 @@ def difference_line(command: str, result: Entry) -> str:
 def figure_lines(record: Record) -> list[str]:
     """The lines that say where the figures are."""
     return ["", *[quoted(path, None) for path in record.figures]] if record.figures else []
+
+
+def cost_table(results: Sequence[Entry]) -> Table:
+    """The table of the cost of each result, and whether it converged."""
+    table = new_table("", "products", "time (s)", "setup (s)", "converged")
+    for r in results:
+        table.add_row(r.curvature, *cost_cells(r))
+    return table
 
 
 def cost_cells(result: Entry) -> list[str]:

@@ -10,7 +10,7 @@ from spectra.records.record import Record
 from spectra.records.step import StepAlong, StepDirection, StepFound, StepPoint, StepResult
 from spectra.tables.landscape import cell, tail
 from spectra.tables.noise import noise_parts, worst_parts
-from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.tables.results import cost_table, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, with_error
 
 NOTHING_KNOWN = 99.0  # per cent between bounds, for example of eigenvectors that are not converged
@@ -169,12 +169,4 @@ def layer_table(one: StepAlong) -> Any:
     for layer in sorted(one.layers, key=lambda layer: -layer.share)[:MOST_LAYERS]:
         parts = (f"{100 * part / one.curvature:.3g}" if part is not None else "-" for part in (layer.own, layer.part))
         table.add_row(layer.name, f"{100 * layer.share:.3g}", *parts)
-    return table
-
-
-def cost_table(results: Sequence[StepResult]) -> Any:
-    """The table of costs."""
-    table = new_table("", "products", "time (s)", "setup (s)", "converged")
-    for entry in results:
-        table.add_row(entry.curvature, *cost_cells(entry))
     return table
