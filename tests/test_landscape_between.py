@@ -20,10 +20,10 @@ from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.steps.directions import CHECKPOINT
 from spectra.surfaces.barrier import barrier
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, RANDOM, Direction, numbered
-from spectra.surfaces.elsewhere import elsewhere
 from spectra.surfaces.example_losses import example_losses
-from spectra.surfaces.given import Giver
+from spectra.surfaces.given import DirectionMaker
 from spectra.surfaces.landscape import ROOM, Grid, Point, between, landscape
+from spectra.surfaces.other_checkpoint import read_other_checkpoint
 from spectra.surfaces.plane import frame, side
 from spectra.surfaces.trajectory import nearest_plane
 
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def given(problem, *names, checkpoint=None, optimizer=None):
-    return Giver(problem, Point.of(problem).gradient, checkpoint, None, optimizer)(names)
+    return DirectionMaker(problem, Point.of(problem).gradient, checkpoint, None, optimizer)(names)
 
 
 def looked_at(problem, *along, points=None, radius=None, more=None, **options):
@@ -250,7 +250,7 @@ def test_a_checkpoint_is_read_without_a_trace():
     matrix = Curvature(problem, "hessian")
     before = state(problem.model)
     saved(problem, "other.pt")
-    there = elsewhere(problem, "other.pt", None, "`along` checkpoint:")
+    there = read_other_checkpoint(problem, "other.pt", None, "`along` checkpoint:")
     assert_unchanged(problem.model, before)
     assert torch.allclose(there.step(problem), torch.full((problem.size,), 0.3, dtype=torch.float64))
     matrix @ torch.ones(problem.size, dtype=torch.float64)  # which refuses parameters that have changed

@@ -26,7 +26,7 @@ from spectra.optimizer.preconditioner import refuse_second_decay
 from spectra.optimizer.update import momentum, next_update
 from spectra.problem.problem import Problem
 from spectra.quoting import foreign, quoted
-from spectra.surfaces.elsewhere import elsewhere
+from spectra.surfaces.other_checkpoint import read_other_checkpoint
 from spectra.vectors import norm
 from spectra.wording import counted, outline
 
@@ -110,7 +110,7 @@ def checkpoint_direction(
         SpectraError: a parameter is missing or has another shape, or both checkpoints have the same parameters.
     """
     if isinstance(other, str | Path):
-        shown, there = quoted(other), elsewhere(problem, str(other), key, "`to` ")
+        shown, there = quoted(other), read_other_checkpoint(problem, str(other), key, "`to` ")
         way, stays = there.step(problem), [*there.staying(problem), *there.buffers(problem)]
     else:
         shown, stays = type(other).__name__, []

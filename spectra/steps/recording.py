@@ -67,23 +67,23 @@ def found(step: Step) -> StepFound:
 
 
 def step_result(measurement: Any, directions: Sequence[Direction], slopes: Any, n: int) -> StepResult:
-    """The record of one measurement whose answer is a `steps.run.Met`."""
-    met, pairs = measurement.answer, measurement.answer.pairs
+    """The record of one measurement whose answer is a `steps.run.MatrixResult`."""
+    result, pairs = measurement.answer, measurement.answer.pairs
     of_the_loss = definition(measurement.curvature).loss_power == 1
     told = {d.name: (d, slope, error) for d, slope, error in zip(directions, *slopes, strict=True)}
     return StepResult(
         of_the_loss=of_the_loss,
-        k=met.k,
+        k=result.k,
         parameters=n,
         eigenvalues=np.zeros(0) if pairs is None else pairs.values.numpy(),
         residuals=np.zeros(0) if pairs is None else pairs.residuals.numpy(),
         complete=None if pairs is None else pairs.complete,
-        source=met.source,
+        source=result.source,
         along=[
-            along_record(*told[name], curvature, met.shares.get(name), of_the_loss)
-            for name, curvature in met.curvatures.items()
+            along_record(*told[name], curvature, result.shares.get(name), of_the_loss)
+            for name, curvature in result.curvatures.items()
         ],
-        **met.noise,
+        **result.noise,
         **cost_of(measurement),
     )
 

@@ -29,7 +29,6 @@ from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.steps.alignment import Alignment, alignment
-from spectra.steps.beside import Beside
 from spectra.steps.curvatures import DirectionalCurvature, curvature_along
 from spectra.steps.directions import (
     RATE,
@@ -40,6 +39,7 @@ from spectra.steps.directions import (
     update_direction,
 )
 from spectra.steps.line_search import Line, search_line
+from spectra.steps.noise_and_balls import NoiseAndBalls
 from spectra.steps.recording import point_record, step_result
 from spectra.steps.slopes import slopes
 from spectra.surfaces.landscape import Point
@@ -100,12 +100,12 @@ def step(session: Session[StepSettings]) -> Record:
         along = slopes(problem, point.gradient, [d.vector for d in directions])
         together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
         with session.listener.work("noise and worst case"):
-            beside = Beside.of(session)
-        look = Look(session, together, blocks, directions, beside)
+            noise_and_balls = NoiseAndBalls.of(session)
+        analyse = Analysis(session, together, blocks, directions, noise_and_balls)
         matrices = [together.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
         found = []
         while matrices:  # each is released after use
-            found.append(look(matrices.pop(0)))
+            found.append(analyse(matrices.pop(0)))
         guesses = next((m.answer.curvatures for m in found if definition(m.curvature).loss_power == 1), {})
         lines = {}
         with session.listener.work("loss along directions") as line:
@@ -114,7 +114,9 @@ def step(session: Session[StepSettings]) -> Record:
                 curvature = guesses[d.name].value if d.name in guesses else None
                 lines[d.name] = loss_along(problem, d, slope, error, curvature, point.norm)
     results = [step_result(measurement, directions, along, problem.size) for measurement in found]
-    record = session.record([], results, point=point_record(point, directions, along, lines, left_out, beside.found()))
+    record = session.record(
+        [], results, point=point_record(point, directions, along, lines, left_out, noise_and_balls.found())
+    )
     if notes := [d.note for d in directions if d.note]:
         record = record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *notes]))
     return with_earlier(record, found)
@@ -154,7 +156,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
         except SpectraError as error:
             if asked_for:
                 raise about(error, asked.optimizer) from error
-            missing.setdefault(told(error).removeprefix(f"{what}: "), []).append(what)
+            missing.setdefault(reason_of(error).removeprefix(f"{what}: "), []).append(what)
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
     model, given = session.network.trained_model, asked.optimizer is not None
@@ -163,7 +165,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     except SpectraError as error:
         if given:
             raise
-        held, without = None, told(error)
+        held, without = None, reason_of(error)
     if held is None:
         missing[without] = ["update", "momentum"]
     else:
@@ -186,7 +188,7 @@ def about(error: SpectraError, optimizer: Any) -> SpectraError:
     return SpectraError(str(error).replace("`optimizer`: ", f"`optimizer` {quoted(str(optimizer))}: ", 1))
 
 
-def told(error: SpectraError) -> str:
+def reason_of(error: SpectraError) -> str:
     """The text of an error for a record, without names of arguments, since none was given."""
     return str(error).removeprefix("`optimizer`: ").replace("`", "")
 
@@ -204,7 +206,7 @@ def names_of(others: Sequence[Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Met:
+class MatrixResult:
     """The results for one matrix: curvatures and shares of directions, eigenpairs, noise and balls."""
 
     curvatures: Mapping[str, DirectionalCurvature]
@@ -241,14 +243,14 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Look:
+class Analysis:
     """The analysis of the same directions for one matrix after the other."""
 
     session: Session[StepSettings]
     together: Together
     blocks: list[ParameterBlock]
     directions: Sequence[Direction]
-    beside: Beside
+    noise_and_balls: NoiseAndBalls
 
     def __call__(self, matrix: Prepared) -> Measurement:
         """Analyse the directions for one matrix, and count the cost."""
@@ -265,10 +267,10 @@ class Look:
             pairs, source = self.leading(counted, name, generator, cost.left, progress) if k else (None, None)
         shares = {d.name: alignment(counted, pairs, k, d.vector) for d in some} if pairs and len(pairs.values) else {}
         with self.session.listener.work(f"{name}, noise and worst case"):
-            beside, apart = self.beside.matrix(counted, name, cost.left)
+            more, apart = self.noise_and_balls.matrix(counted, name, cost.left)
         good = whole and (not k or (pairs is not None and pairs.converged and len(pairs.values) >= k))
-        met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, beside)
-        return matrix.measured(met, cost.spent + apart, time.perf_counter() - start)
+        result = MatrixResult(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, more)
+        return matrix.measured(result, cost.spent + apart, time.perf_counter() - start)
 
     def blocks_of(self, matrix: Prepared) -> Any:
         """The diagonal blocks of the layers."""

@@ -27,7 +27,7 @@ from spectra.steps.directions import (
     update_direction,
 )
 from spectra.surfaces.directions import COMPONENT, TRAINED, Direction, components
-from spectra.surfaces.elsewhere import Elsewhere, elsewhere
+from spectra.surfaces.other_checkpoint import OtherCheckpoint, read_other_checkpoint
 from spectra.surfaces.plane import Trajectory
 from spectra.surfaces.trajectory import nearest_plane
 from spectra.sweeps.checkpoints import training_steps
@@ -48,7 +48,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Giver:
+class DirectionMaker:
     """A function from names to directions of training, for a problem at a checkpoint.
 
     Attributes:
@@ -103,9 +103,9 @@ class Giver:
             found = momentum_direction(self.problem, *how)
         return Direction(name, name, held.source, found.vector)
 
-    def read(self, path: str, option: str) -> Elsewhere:
+    def read(self, path: str, option: str) -> OtherCheckpoint:
         """Read another checkpoint; error messages begin with `option`."""
-        return elsewhere(self.problem, path, self.key, option)
+        return read_other_checkpoint(self.problem, path, self.key, option)
 
     def way(self, path: str) -> tuple[Direction, list[str]]:
         """The direction to another checkpoint, with notes on tensors that stay unchanged. Raises SpectraError."""
@@ -166,7 +166,7 @@ class Giver:
             notes.append(f"{PATH}{pattern}: in the plane, buffers (e.g. of BatchNorm) keep their values from here")
         return made, path, notes
 
-    def other(self, paths: Sequence[str], i: int) -> Elsewhere:
+    def other(self, paths: Sequence[str], i: int) -> OtherCheckpoint:
         """The checkpoint of this place in a trajectory."""
         return self.read(paths[i], f"`along` {PATH}: ")
 

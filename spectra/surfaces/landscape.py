@@ -28,8 +28,8 @@ from spectra.problem.problem import Problem
 from spectra.steps.directions import CHECKPOINT, UPDATE
 from spectra.surfaces.barrier import Barrier, barrier
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, TRAINED, Direction
-from spectra.surfaces.elsewhere import Statistics, tensors_of
 from spectra.surfaces.example_losses import example_losses
+from spectra.surfaces.other_checkpoint import Statistics, tensors_of
 from spectra.surfaces.plane import Plane, Trajectory, frame, marked, side
 from spectra.surfaces.quadratic import Quadratic, Range, quadratic, range_of_validity
 from spectra.surfaces.spread import Spread, per_example, spread

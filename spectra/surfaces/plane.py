@@ -13,7 +13,7 @@ from spectra.curvature.displacement import displaced_losses
 from spectra.problem.problem import Problem
 from spectra.steps.directions import CHECKPOINT
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, RANDOM, TO_A_POINT, Direction
-from spectra.surfaces.elsewhere import Elsewhere, standing, tensors_of
+from spectra.surfaces.other_checkpoint import OtherCheckpoint, set_to, tensors_of
 from spectra.vectors import norm, sum_pieces
 
 MARGIN = 0.25  # of the extent of points of interest: how far a side goes on beyond them
@@ -44,7 +44,7 @@ class Trajectory:
     coordinates: np.ndarray  # (k, 2)
     distances: np.ndarray  # (k,)
     shares: np.ndarray  # (2,) of the squared distances from the checkpoint
-    read: Callable[[int], Elsewhere]  # reads the checkpoint with this index
+    read: Callable[[int], OtherCheckpoint]  # reads the checkpoint with this index
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def marked(
     ]
 
 
-def loss_at(problem: Problem, there: Elsewhere, watch: Callable[[], None]) -> float:
+def loss_at(problem: Problem, there: OtherCheckpoint, watch: Callable[[], None]) -> float:
     """The mean loss at another checkpoint, with all its parameters and buffers, and with weight decay."""
     own = tensors_of(problem.model)
-    with standing(own, there.values) if there.values else nullcontext():
+    with set_to(own, there.values) if there.values else nullcontext():
         return displaced_losses(problem, [0 * problem.parameter_vector()], watch)[0]
 
 

@@ -28,9 +28,9 @@ from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.surfaces.directions import EIGENVECTOR, LOWEST, find_directions, numbered, refuse_ranks
-from spectra.surfaces.elsewhere import elsewhere, standing, tensors_of
-from spectra.surfaces.given import Given, Giver, files_of, is_given, refuse_missing
+from spectra.surfaces.given import DirectionMaker, Given, files_of, is_given, refuse_missing
 from spectra.surfaces.landscape import Grid, Point, landscape
+from spectra.surfaces.other_checkpoint import read_other_checkpoint, set_to, tensors_of
 from spectra.surfaces.recording import landscape_results
 
 
@@ -104,11 +104,11 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
         earlier = session.arrays_of_earlier()
         first = session.about.checkpoint or (session.about.model if others else None)
         for place, path in enumerate([first, *others]):
-            there = elsewhere(problem, str(path), key, "`checkpoint` ") if place else None
-            with standing(tensors_of(problem.model), there.values) if there else nullcontext():
+            there = read_other_checkpoint(problem, str(path), key, "`checkpoint` ") if place else None
+            with set_to(tensors_of(problem.model), there.values) if there else nullcontext():
                 source = path if place else session.request.named.get("checkpoint")
-                look = Look(session, source, earlier if not place else None, f" {place + 1}" if place else "")
-                measured, told = look()
+                analyse = Analysis(session, source, earlier if not place else None, f" {place + 1}" if place else "")
+                measured, told = analyse()
             found += measured
             results += [entry.changed(checkpoint=path if others else None) for entry in landscape_results(measured)]
             notes += told
@@ -117,7 +117,7 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
     used = [d for m in found for d in m.answer.directions.values() if d.kind == EIGENVECTOR]
     if earlier and any(d.source != "computed" for d in used):
         options = (record.problem.options or {}) | {"eigenvectors": str(earlier.with_suffix(".json"))}
-        return record.changed(problem=record.problem.changed(options=options))  # for --config elsewhere
+        return record.changed(problem=record.problem.changed(options=options))  # for --config with another --out
     return record
 
 
@@ -133,7 +133,7 @@ def digests(files: Sequence[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Look:
+class Analysis:
     """The analysis of the loss around the checkpoint in the problem's model, for one matrix after the other."""
 
     session: Session[LandscapeSettings]
@@ -157,7 +157,7 @@ class Look:
         point, found = Point.of(self.problem), []
         given = self.given(point)
         while matrices:  # each is released after use
-            found.append(self.beside(matrices.pop(0), point, given))
+            found.append(self.of_matrix(matrices.pop(0), point, given))
         return found, given.notes
 
     def given(self, point: Point) -> Given:
@@ -175,10 +175,10 @@ class Look:
 
             key = session.request.named.get("checkpoint_key")
             model = session.network.trained_model
-            giver = Giver(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model)
-            return giver(asked.named)
+            make = DirectionMaker(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model)
+            return make(asked.named)
 
-    def beside(self, matrix: Prepared, point: Point, given: Given) -> Measurement:
+    def of_matrix(self, matrix: Prepared, point: Point, given: Given) -> Measurement:
         """The landscape of one matrix, with its cost."""
         name, limit = matrix.curvature.name, self.session.request.max_products
         asked, generator = self.session.request.settings, torch.Generator().manual_seed(self.session.request.seed)

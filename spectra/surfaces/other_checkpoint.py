@@ -21,7 +21,7 @@ from spectra.quoting import quoted
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class OtherCheckpoint:
     """The parameters and buffers of another checkpoint that differ from those of the model, by their names."""
 
     path: str
@@ -45,7 +45,7 @@ class Elsewhere:
         return [name for name in self.values if name in named and name not in problem.parameters]
 
 
-def elsewhere(problem: Problem, path: str, key: str | None, option: str) -> Elsewhere:
+def read_other_checkpoint(problem: Problem, path: str, key: str | None, option: str) -> OtherCheckpoint:
     """Read another checkpoint of the problem's network, without changing its model.
 
     Args:
@@ -66,12 +66,12 @@ def elsewhere(problem: Problem, path: str, key: str | None, option: str) -> Else
         else:
             copies = {name: tensor.data.clone() for name, tensor in own.items()}
             # Loading into the copies must not count as a change of the model's tensors, which matrices check.
-            with _unsafe_preserve_version_counter(tuple(own.values())), standing(own, copies):
+            with _unsafe_preserve_version_counter(tuple(own.values())), set_to(own, copies):
                 sha256 = load_checkpoint(problem.model, path, key)["sha256"]
                 values = {name: tensor.data for name, tensor in own.items()}
     except SpectraError as error:
         raise SpectraError(str(error).replace(f"{OPTION} {quoted(path)}", f"{option}{quoted(path)}", 1)) from error
-    return Elsewhere(path, {n: v for n, v in values.items() if not torch.equal(v, own[n].data)}, sha256)
+    return OtherCheckpoint(path, {n: v for n, v in values.items() if not torch.equal(v, own[n].data)}, sha256)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def standing(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
+def set_to(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
     """A context in which the tensors of a model have these values, by name; afterwards they have their own again."""
     before = {name: own[name].data for name in values}
     try:
@@ -114,5 +114,5 @@ class Statistics:
         for share, change in zip(shares, self.changes, strict=True):
             for name, by in change.items():
                 values[name] = values.get(name, self.own[name].data) + share / most * by
-        with standing(self.own, values):
+        with set_to(self.own, values):
             yield

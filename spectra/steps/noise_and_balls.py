@@ -23,7 +23,7 @@ NO_ROOM = "`max_products` leaves no room for it"
 
 
 @dataclass(frozen=True)
-class Beside:
+class NoiseAndBalls:
     """Gradient noise and balls at a problem's parameters, with their results that need no matrix."""
 
     noise: NoiseAt | None
@@ -33,7 +33,7 @@ class Beside:
     worst: list[WorstCase]
 
     @classmethod
-    def of(cls, session: Session) -> Beside:
+    def of(cls, session: Session) -> NoiseAndBalls:
         """Compute what the session's settings request. Raises SpectraError if the model fails at other parameters."""
         asked, problem, noise, simple, without = session.request.settings, session.problem, None, None, None
         if asked.noise:
