@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import spectra
-from spectra.cli.plan_options import understood
+from spectra.cli.plan_options import checked_plan
 from spectra.sweeps.tasks import standing
 
 PLAN = """
@@ -97,7 +97,7 @@ def waiting(home: Path) -> int:
 
 
 def states(home: Path) -> list[str]:
-    plan = understood(home / "plan.toml")
+    plan = checked_plan(home / "plan.toml")
     return [standing(plan, task).state for task in plan.tasks]
 
 

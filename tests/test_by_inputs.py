@@ -554,7 +554,7 @@ def test_other_refusals(call):
     assert call(f"trace {LINE} --deflate a/eig.json")[2].startswith(told)
     assert call(f"trace {LINE} --out a")[0] == 0
     np.save("matrix.npy", np.eye(3))
-    told = "spectra: --wrt: is of a network, and --operator names a matrix; leave one of them out"
+    told = "spectra: --wrt: describes a network, but --operator names a matrix; leave one of them out"
     assert call("eig --operator matrix.npy -k 1 --wrt inputs")[2].startswith(told)
 
 

@@ -216,8 +216,8 @@ def test_a_matrix_that_is_not_finite_spoils_a_figure_only_where_it_is_drawn(plac
     [
         ("", "Missing argument 'RESULT...'"),
         ("one", "Missing option '--out'"),
-        ("one --out a.jpg", "'--out': 'a.jpg' is no .png, .pdf or .svg; write a.png"),
-        ("one --out a", "'--out': 'a' is no .png, .pdf or .svg; write a.png"),
+        ("one --out a.jpg", "'--out': 'a.jpg' does not end in .png, .pdf or .svg; write a.png"),
+        ("one --out a", "'--out': 'a' does not end in .png, .pdf or .svg; write a.png"),
         ("one --out dir.png", "'--out': File 'dir.png' is a directory"),
         ("one --out one/eig.json/a.png", "--out one/eig.json: cannot be written"),
         ("one --out a.png --width 1", "'--width'"),

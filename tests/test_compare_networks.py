@@ -268,7 +268,9 @@ def test_all_examples_give_the_eigenvalues_themselves():
     assert [trend.means[1].value for trend in by_size.trends(7)] == pytest.approx(whole.values.tolist())
 
 
-@pytest.mark.parametrize(("sizes", "told"), [([4, 8], "the data hold 7 examples"), ([4, 4], "one size shows no trend")])
+@pytest.mark.parametrize(
+    ("sizes", "told"), [([4, 8], "the data have only 7 examples"), ([4, 4], "one size shows no trend")]
+)
 def test_sizes_that_do_not_serve(sizes, told):
     with pytest.raises(SpectraError, match=told):
         next(chains(BY_NAME["mlp"].problem(), sizes, 0))

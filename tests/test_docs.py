@@ -13,7 +13,7 @@ import pytest
 from documents import DOCS, README, blocks, commands, prints, refreshed
 
 from spectra.cli import run
-from spectra.cli.plan_options import understood
+from spectra.cli.plan_options import checked_plan
 from spectra.inputs.loss_options import option_names
 from spectra.inputs.registers import LOSSES
 
@@ -127,7 +127,7 @@ def test_the_plan_is_understood(tmp_path):
     for step in (9, 10):
         (tmp_path / f"checkpoints/step-{step}.pt").touch()
     (tmp_path / "sweep.toml").write_text(plan)
-    names = [task.name for task in understood(tmp_path / "sweep.toml").tasks]
+    names = [task.name for task in checked_plan(tmp_path / "sweep.toml").tasks]
     assert names == [f"step-{step}/{matrix}" for step in (9, 10) for matrix in ("hessian", "ggn")]
 
 

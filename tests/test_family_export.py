@@ -118,7 +118,7 @@ def test_the_heading_does_not_speak_of_a_seed(capfd):
         out, err = capfd.readouterr()
         assert not err
         assert "seed" not in out
-    assert "no checkpoint: the model holds its weights" in out
+    assert "no checkpoint: the model comes with its weights" in out
 
 
 def test_weights_go_into_a_program(capfd):

@@ -294,7 +294,7 @@ def test_filters_of_transposed_convolutions_are_their_outputs():
 def test_no_filter_is_an_error():
     model = mlp(4, 5, 3).double()
     problem = problem_of(model, X, labels(20, below=3), CrossEntropy(), parameters=chosen(model, "*bias"))
-    with pytest.raises(SpectraError, match=r"`along` random: .*; look at `params`"):
+    with pytest.raises(SpectraError, match=r"`along` random: .*; check `params`"):
         random_direction("random 1", problem, seeded())
 
 

@@ -20,10 +20,10 @@ from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.steps.directions import CHECKPOINT
 from spectra.surfaces.barrier import barrier
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, RANDOM, Direction, numbered
-from spectra.surfaces.elsewhere import elsewhere
 from spectra.surfaces.example_losses import example_losses
-from spectra.surfaces.given import Giver
+from spectra.surfaces.given import DirectionMaker
 from spectra.surfaces.landscape import ROOM, Grid, Point, between, landscape
+from spectra.surfaces.other_checkpoint import read_other_checkpoint
 from spectra.surfaces.plane import frame, side
 from spectra.surfaces.trajectory import nearest_plane
 
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def given(problem, *names, checkpoint=None, optimizer=None):
-    return Giver(problem, Point.of(problem).gradient, checkpoint, None, optimizer)(names)
+    return DirectionMaker(problem, Point.of(problem).gradient, checkpoint, None, optimizer)(names)
 
 
 def looked_at(problem, *along, points=None, radius=None, more=None, **options):
@@ -238,7 +238,7 @@ def test_what_is_not_chosen_stays():
     saved(problem, "other.pt", lambda name, v: v if v.dtype == torch.int64 else 1.5 * v + 0.2)
     some = replace(problem, parameters=first)
     found = given(some, "checkpoint:other.pt")
-    assert "stay as they are here" in found.notes[0]
+    assert "keep their values from here" in found.notes[0]
     way = found.directions["checkpoint:other.pt"]
     assert way.buffers == {}
     (own,) = first.values()
@@ -250,7 +250,7 @@ def test_a_checkpoint_is_read_without_a_trace():
     matrix = Curvature(problem, "hessian")
     before = state(problem.model)
     saved(problem, "other.pt")
-    there = elsewhere(problem, "other.pt", None, "`along` checkpoint:")
+    there = read_other_checkpoint(problem, "other.pt", None, "`along` checkpoint:")
     assert_unchanged(problem.model, before)
     assert torch.allclose(there.step(problem), torch.full((problem.size,), 0.3, dtype=torch.float64))
     matrix @ torch.ones(problem.size, dtype=torch.float64)  # which refuses parameters that have changed
@@ -259,7 +259,7 @@ def test_a_checkpoint_is_read_without_a_trace():
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (lambda own: own, "`along` checkpoint:other.pt: its parameters are those of this checkpoint"),
+        (lambda own: own, "`along` checkpoint:other.pt: has the same parameters as this checkpoint"),
         (lambda own: dict(list(own.items())[1:]), "`along` checkpoint:other.pt: missing 0.weight"),
         (lambda own: {n: v[..., :1] for n, v in own.items()}, "`along` checkpoint:other.pt: "),
         (lambda own: {n: v * torch.inf for n, v in own.items()}, "`along` checkpoint:other.pt: .* not finite"),
@@ -423,7 +423,7 @@ def test_parallel_directions_span_no_plane():
     problem = linear()
     saved(problem, "b.pt", lambda _, value: value + 0.3)
     saved(problem, "c.pt", lambda _, value: value - 0.6)
-    with pytest.raises(SpectraError, match=r"`along` checkpoint:b\.pt,checkpoint:c\.pt: both lead along one line"):
+    with pytest.raises(SpectraError, match=r"`along` checkpoint:b\.pt,checkpoint:c\.pt: the directions are parallel"):
         looked_at(problem, ("checkpoint:b.pt", "checkpoint:c.pt"))
 
 
@@ -493,7 +493,7 @@ def test_the_next_step_is_at_one(optimizer):
 
 def test_an_optimizer_that_is_missing():
     problem = network()
-    with pytest.raises(SpectraError, match="`optimizer`: update needs the state of an optimizer"):
+    with pytest.raises(SpectraError, match="`optimizer`: update needs the optimizer's state"):
         given(problem, "update")
     saved(problem, "here.pt")
     with pytest.raises(SpectraError, match="holds no optimizer state"):

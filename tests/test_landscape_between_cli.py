@@ -192,7 +192,7 @@ def test_tables_fit_the_page(call):
     [
         ("--along checkpoint:", ["--along", "'checkpoint:'"]),
         ("--along checkpoint:none.pt", ["--along checkpoint:none.pt: no such file"]),
-        ("--along checkpoint:a-2.pt", ["--along checkpoint:a-2.pt: its parameters are those of this"]),
+        ("--along checkpoint:a-2.pt", ["--along checkpoint:a-2.pt: has the same parameters as this"]),
         ("--along checkpoint:points.npz", ["--along checkpoint:points.npz: "]),
         ("--along checkpoint:a-10.pt,checkpoint:a-10.pt", ["--along", "one direction twice"]),
         ("--along 'path:none/*.pt'", ["--along path:none/*.pt: matches no checkpoint"]),
@@ -218,7 +218,7 @@ def test_what_is_refused(options, fragments, call):
 def test_an_update_needs_a_state(call):
     status, _, err = call(f"{LINE} --along update")
     assert (status, err.count("\n")) == (2, 1)
-    assert "--optimizer: update needs the state of an optimizer; name its file, or a --checkpoint" in err
+    assert "--optimizer: update needs the optimizer's state; name its file, or a --checkpoint" in err
 
 
 @pytest.mark.sampled(1)

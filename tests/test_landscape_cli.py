@@ -20,7 +20,7 @@ from spectra.curvature.operator import Curvature
 from spectra.plots.landscape import landscape_figures
 from spectra.plots.style import save_figure
 from spectra.records.record import Record
-from spectra.tables.landscape import landscape_text
+from spectra.tables.landscape import landscape_text, product_cell
 
 NETS = """
 import torch
@@ -117,8 +117,23 @@ def test_tables_fit_the_page(call):
     _, out, _ = call(f"{LINE} {EVERYTHING} --curvature gradient-covariance --curvature fisher-batch")
     assert max(map(len, out.splitlines())) <= 80
     assert "fisher-batch is made of batches" in out
-    assert "holds: the range of t in theta + t d" in out
+    assert "The quadratic model of the loss at theta + t d is valid for t in the range shown" in " ".join(out.split())
     assert list(Path().glob("*.png")) == list(Path().glob("*.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "scale", "shown"),
+    [
+        (-5.7e-8, 1.0, "~0"),
+        (0.0, 0.0, "~0"),
+        (2e-6, 1.0, "2e-6"),
+        (-5.7e-8, 1e-3, "-5.7e-8"),
+        (math.nan, 1.0, "nan"),
+        (None, 1.0, "-"),
+    ],
+)
+def test_inner_products_within_rounding_are_shown_as_about_zero(value, scale, shown):
+    assert product_cell(value, scale) == shown
 
 
 def test_files(record, call):
@@ -160,8 +175,8 @@ def test_an_earlier_eig_spares_its_products(record, call):
 @pytest.mark.parametrize(
     ("eig", "options", "told"),
     [
-        ("-k 3", "--along 4", "holds 3 eigenvectors within --tol, not 4"),
-        ("-k 3", "--tol 1e-12", "holds 0 eigenvectors within --tol, not 1"),
+        ("-k 3", "--along 4", "holds only 3 of 4 eigenvectors within --tol"),
+        ("-k 3", "--tol 1e-12", "holds only 0 of 1 eigenvectors within --tol"),
         ("-k 3 --which LA", "", "holds eigenvectors of --which LA"),
         ("-k 3", "--along lowest", "holds eigenvectors of --which LM"),
         ("-k 3", "--curvature ggn", "has no eigenvectors of this matrix"),
@@ -183,7 +198,7 @@ def test_arrays_without_a_record_are_of_an_unknown_end(content, call):
     path.unlink() if content is None else path.write_text(content)
     status, _, err = call(f"{LINE} --out here")
     assert status == 0
-    assert "here/eig.npz holds eigenvectors of --which unknown, so those named are computed" in err
+    assert "here/eig.npz holds eigenvectors of --which unknown, so new ones are computed" in err
 
 
 def test_the_lowest_of_an_earlier_eig(record, call):
@@ -200,7 +215,7 @@ def test_the_lowest_of_an_earlier_eig(record, call):
         ("--along x", ["--along", "'x'", "lowest or random"]),
         ("--along 1.5", ["--along", "'1.5'"]),
         ("--along ''", ["--along", "''"]),
-        ("--along 1,2,3", ["--along", "'1,2,3'", "two with a comma"]),
+        ("--along 1,2,3", ["--along", "'1,2,3'", "two of them separated by a comma"]),
         ("--along 1,", ["--along", "'1,'"]),
         ("--along 2,02", ["--along", "'2,02'", "one direction twice"]),
         ("--along lowest,lowest", ["--along", "one direction twice"]),
@@ -319,10 +334,10 @@ def test_a_layer_without_a_third_derivative_has_no_spread(record, call):
     line = f"{LINE.replace('nets.py:mlp', 'twice.py:Net')}"
     entry = record(line)["results"][0]
     assert entry["spread"] is None
-    assert entry["without_spread"].startswith("no curvature of single examples, which takes third derivatives: ")
+    assert entry["without_spread"].startswith("no curvature of single examples, which needs third derivatives: ")
     assert entry["lines"][0]["loss"][3] == pytest.approx(entry["loss"], rel=1e-12)
     assert "`model`: a layer" in entry["without_spread"]
-    assert "which takes third derivatives: --model: a layer" in " ".join(call(line)[1].split())
+    assert "which needs third derivatives: --model: a layer" in " ".join(call(line)[1].split())
 
 
 def test_one_example_has_no_spread(record, call):

@@ -225,7 +225,7 @@ def test_sorting_by_what_was_not_asked_for_keeps_the_order(record, call):
 def test_a_table_ends_after_so_many_rows(record):
     found = many(record(f"{LINE} --by channel"), 100)
     text = layers_text(Record.of(found))
-    assert f"and {100 - MOST} more blocks, which --json and --out hold" in text
+    assert f"and {100 - MOST} more blocks, which --json shows and --out saves" in text
     assert len([line for line in text.splitlines() if line.strip().startswith("layer")]) == MOST
 
 
@@ -233,7 +233,9 @@ def test_what_was_not_proven_is_named(record):
     found = record(LINE)
     assert "not proven" not in layers_text(Record.of(found))
     found["results"][0]["blocks"][1]["complete"] = False
-    assert "not proven with 99 % confidence that no eigenvalue was missed: 2" in layers_text(Record.of(found))
+    assert "a missed eigenvalue cannot be excluded with 99 % confidence in these blocks: 2" in layers_text(
+        Record.of(found)
+    )
 
 
 # Files

@@ -80,7 +80,7 @@ def test_the_command_tells_where_eigenvectors_lie(tmp_path, capfd):
     assert run([*base.split(), str(tmp_path)]) == 0
     shown = capfd.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    assert "localisation: sum of u_i^4" in shown
+    assert "localisation of each eigenvector u: sum of u_i^4" in shown
     tree = json.loads((tmp_path / "eig.json").read_text())["results"][0]["localisation"]
     record = spectra.load_result(tmp_path / "eig.json")
     (entry,) = record.results
@@ -98,7 +98,7 @@ def test_the_command_tells_where_eigenvectors_lie(tmp_path, capfd):
     moved = np.abs(true[:, :first].sum(axis=1) - parts[0])
     assert (moved <= np.nan_to_num(np.array(tree["share_error"], dtype=float), nan=1.0) + 1e-8).all()
     assert run(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
-    assert "the layer with most of u" in (tmp_path / "page.html").read_text()
+    assert "the layer with the largest share" in (tmp_path / "page.html").read_text()
 
 
 def test_an_unused_layer_holds_none(tmp_path, capfd):

@@ -345,7 +345,7 @@ def test_comparisons_have_one_preconditioner(found):
         assert abs(entry["norm"]["value"] - norm) < 5 * error + 1e-9 * norm
     assert record["causes"] == []
     text = " ".join(compare_text(Record.of(record)).split())
-    assert "gradient-covariance: made of products of gradients, to which weight decay is not added" in text
+    assert "gradient-covariance: weight decay is not added to products of gradients" in text
     curvatures = {
         name: spectra.Curvature(
             spectra.Problem(model, spectra.MeanSquaredError(), spectra.cut_batches(x, y, torch.arange(20), 20)), name
@@ -500,7 +500,7 @@ def test_refusals(call, files, typed):
 def test_layers_refuse_what_mixes_them(call):
     status, _, err = call(f"layers {LINE} --precondition nets.py:operator")
     assert status == 2
-    assert "--precondition: P^-1/2 is an operator, which mixes layers" in err
+    assert "--precondition: P^-1/2 is not diagonal, so it mixes layers" in err
 
 
 def test_the_threshold_stands_beside_eigenvalues(call):
@@ -618,7 +618,7 @@ def test_a_result_of_an_object_cannot_be_repeated_without_it(call):
     line = "trace --config o/eig.json --model nets.py:build"
     status, _, err = call(line)
     assert status == 2
-    assert "P was Tensor given in Python, which has no name here; name it by --precondition" in err
+    assert "the preconditioner was Tensor given in Python, which a file cannot name; give --precondition" in err
     values = spectra.eig(model, nn.MSELoss(), (x, y), k=1, precondition=optimizer, method="dense").values
     p = (1 - 0.9**T) * ((flat(optimizer, "exp_avg_sq") / (1 - 0.999**T)).sqrt() + 1e-8)
     expected = torch.linalg.eigvalsh(around(dense(model), p))

@@ -107,8 +107,8 @@ def test_a_file_that_is_no_result_gets_one_line(name, capsys, folder):
     [
         ("", "Missing argument 'RESULT...'"),
         ("eig.json", "Missing option '--out'"),
-        ("eig.json --out a.htm", "'--out': 'a.htm' is no .html; write a.html"),
-        ("eig.json --out a", "'--out': 'a' is no .html; write a.html"),
+        ("eig.json --out a.htm", "'--out': 'a.htm' does not end in .html; write a.html"),
+        ("eig.json --out a", "'--out': 'a' does not end in .html; write a.html"),
         ("eig.json --out a-directory.html", "'--out': File 'a-directory.html' is a directory"),
         ("eig.json --out eig.json/a.html", "--out eig.json: cannot be written"),
         ("eig.json eig.json --out a.html", "RESULT eig.json: is named twice; name it once"),

@@ -300,7 +300,7 @@ def test_in_python():
         assert one.slope == pytest.approx(other.slope, rel=1e-6)
         assert one.critical.step == pytest.approx(other.critical.step, rel=1e-4)
     assert spectra.step(model, loss, data, k=0, **alone).point.left_out == [
-        "update and momentum: no state of an optimizer is given"
+        "update and momentum: no optimizer state is given"
     ]
     for wrong, text in (({"k": -1}, "`k`"), ({"wrt": "inputs"}, "`wrt` inputs"), ({"curvature": "ntk"}, "`curvature`")):
         with pytest.raises(spectra.SpectraError, match=text):

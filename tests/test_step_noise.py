@@ -89,7 +89,7 @@ def test_numbers_are_the_librarys(record, points):
         assert worst.rises == pytest.approx(own.rises, rel=1e-9)
         assert ball.value == pytest.approx(own.model.value, rel=1e-9)
     text = step_text(found)
-    assert "Noise scale, in examples, of 90 examples taken for a sample" in text
+    assert "Noise scale in examples, from 90 examples treated as a sample" in text
     assert "0.5 adaptive" in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert len(scales_of(noise, found.results)) >= 1
@@ -126,7 +126,7 @@ def test_a_loss_of_whole_batches_has_no_noise(record):
     found = record(f"{LINE} --loss nets.py:batch_mean --batch-size 90")
     assert found.point.noise is None
     assert "gradients of their own" in found.point.without_noise
-    assert "left out: noise: " in step_text(found)
+    assert "noise scale left out: " in step_text(found)
     assert found.point.worst[0].rises[0] > 0
 
 
@@ -160,7 +160,7 @@ def test_what_is_not_resolved_is_null(record, points, tmp_path):
     simple = found.point.noise.simple
     assert simple.value is None
     assert simple.standard_error is None
-    assert simple.reason == "not resolved: these examples do not tell |g|^2 from zero"
+    assert simple.reason == "not resolved: with these examples |g|^2 cannot be distinguished from zero"
     assert (simple.lower > 100, simple.upper) == (True, None)
     assert simple.measured > 0 > simple.signal
     assert "simple: not resolved" in step_text(found)

@@ -8,7 +8,7 @@ import pytest
 from sweeps import TASKS, calls, change, make_home, states
 
 from spectra.cli import run
-from spectra.cli.plan_options import understood
+from spectra.cli.plan_options import checked_plan
 from spectra.sweeps.evolution import collect as collected
 
 
@@ -79,7 +79,7 @@ ROWS = {
 @pytest.mark.parametrize("kind", ROWS)
 def test_collect_leaves_out_what_it_cannot_read(kind, home):
     change(home, "[trace]\nrtol = 0.1\n", "")
-    plan = understood(home / "plan.toml")
+    plan = checked_plan(home / "plan.toml")
     for task in plan.tasks:
         entry = {"curvature": task.curvature, "eigenvalues": [2.0, 1.0], "residuals": [0.1, 0.1], "products": 9}
         problem = {"options": dict(task.recorded["eig"]), "seed": 0, "loss_value": 1.0, "accuracy": None}

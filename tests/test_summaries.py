@@ -518,8 +518,8 @@ def test_summaries_in_words(capfd, tmp_path):
     out = capfd.readouterr().out
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert any(line.startswith("ggn: outliers above the bulk hold") for line in lines)
-    assert any(line.startswith("hessian: no effective rank, participation ratio, outlier share,") for line in lines)
+    assert any(line.startswith("ggn: outliers above the bulk make up") for line in lines)
+    assert any(line.startswith("hessian: effective rank, participation ratio, outlier share,") for line in lines)
     assert "log-determinant" in out
     assert "None" not in out
     assert " nan" not in out

@@ -17,7 +17,7 @@ import torch
 from sweeps import PLAN, TASKS, calls, change, make_home, states, wait, waiting
 
 from spectra.cli import run
-from spectra.cli.plan_options import COMMANDS, understood
+from spectra.cli.plan_options import COMMANDS, checked_plan
 from spectra.demo import mlp
 from spectra.records.inspect import CommandCost, InspectResult
 from spectra.sweeps.cost import cost
@@ -283,7 +283,7 @@ def test_killed_tasks_go_on(home, sweep):
 
 
 def test_two_sweeps_at_once_run_each_task_once(home):
-    plan = understood(home / "plan.toml")
+    plan = checked_plan(home / "plan.toml")
     threads = [threading.Thread(target=run_here, args=(plan, plan.tasks, lambda task: None)) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -296,7 +296,7 @@ def test_two_sweeps_at_once_run_each_task_once(home):
 def test_what_another_sweep_has_seen_fail_is_left(home):
     """Also where both had chosen it before."""
     (home / "fail").write_text("step")
-    plan = understood(home / "plan.toml")
+    plan = checked_plan(home / "plan.toml")
     first, second = Runner(plan, plan.tasks[0], {}), Runner(plan, plan.tasks[0], {})
     first.run()
     second.run()
@@ -305,7 +305,7 @@ def test_what_another_sweep_has_seen_fail_is_left(home):
 
 def test_a_look_does_not_keep_a_task_from_running(home):
     """`status` holds a lock for a moment."""
-    plan = understood(home / "plan.toml")
+    plan = checked_plan(home / "plan.toml")
     lock = record_path(plan, plan.tasks[0], "lock")
     lock.parent.mkdir(parents=True)
     with lock.open("w") as file:
@@ -356,15 +356,15 @@ def test_a_killed_sweep_leaves_its_tasks_running(home, sweep):
 
 
 def test_environments_share_the_machine_out(home, monkeypatch):
-    plan = understood(home / "plan.toml")
+    plan = checked_plan(home / "plan.toml")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert environments(plan) == [{"OMP_NUM_THREADS": "4"}] * 2
     change(home, "jobs = 2", "threads = 3")
-    assert environments(understood(home / "plan.toml")) == [{"OMP_NUM_THREADS": "3"}] * 2
+    assert environments(checked_plan(home / "plan.toml")) == [{"OMP_NUM_THREADS": "3"}] * 2
     change(home, 'device = "cpu"', "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     change(home, "threads = 3", "")
-    devices = [environment["CUDA_VISIBLE_DEVICES"] for environment in environments(understood(home / "plan.toml"))]
+    devices = [environment["CUDA_VISIBLE_DEVICES"] for environment in environments(checked_plan(home / "plan.toml"))]
     assert devices == ["3", "5"]
 
 

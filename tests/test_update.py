@@ -182,7 +182,7 @@ def test_the_way_to_a_checkpoint(tmp_path):
         found = checkpoint_direction(problem, other)
         torch.testing.assert_close(found.vector, theta(there) - theta(here))
         assert (found.name, found.unit) == ("checkpoint", "way to the other checkpoint")
-    with pytest.raises(SpectraError, match=r"`to` .*same\.pt: its parameters are those of this checkpoint"):
+    with pytest.raises(SpectraError, match=r"`to` .*same\.pt: has the same parameters as this checkpoint"):
         checkpoint_direction(problem, tmp_path / "same.pt")
     with pytest.raises(SpectraError, match=r"less\.pt"):
         checkpoint_direction(problem, tmp_path / "less.pt")
@@ -191,7 +191,7 @@ def test_the_way_to_a_checkpoint(tmp_path):
 def test_what_is_missing_is_named():
     problem = problem_of(network())
     gradient = Point.of(problem).gradient
-    with pytest.raises(SpectraError, match="`optimizer`: update needs its state"):
+    with pytest.raises(SpectraError, match="`optimizer`: the direction update needs the optimizer's state"):
         directions(problem, ["update"], gradient)
     with pytest.raises(SpectraError, match="`to`"):
         directions(problem, ["checkpoint"], gradient)

@@ -27,15 +27,15 @@ from spectra.errors import SpectraError
 from spectra.quoting import LINE, quoted
 from spectra.register import NameClash
 
-ALONE = [name for name, command in COMMANDS.items() if not command.spends_products]  # the first rank does all
+ALONE = [name for name, command in COMMANDS.items() if not command.spends_products]  # run on the first rank only
 
 
 class Interrupted(Exception):
-    """Ctrl-C, out of reach of click, which would print an empty line first."""
+    """Raised for Ctrl-C in place of KeyboardInterrupt, for which click would print an empty line first."""
 
 
 class Program(Group):
-    """The group of all commands, which leaves Ctrl-C to `run`."""
+    """The group of all commands; it passes Ctrl-C on to `run` as `Interrupted`."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -69,13 +69,13 @@ for name in COMMANDS:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 a tolerance not met, 2 an input to put right, 130 interrupted, 143 terminated."""
+    """Run a command and exit: 0 done, 1 a tolerance was not met, 2 invalid input, 130 interrupted, 143 terminated."""
     open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # tables hold ± and λ, which not every locale can write
     if "GOMP_SPINCOUNT" not in os.environ:
-        # Threads that wait for each other then sleep: where another job shares a core, spinning makes a product of 2 ms
-        # one of 300, sleeping one of 4. Read by OpenMP as torch is imported.
+        # Let waiting OpenMP threads sleep instead of spin: on a core shared with another job, spinning slows a product
+        # of 2 ms to 300 ms, sleeping to 4 ms. OpenMP reads this when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_by_signals()
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -84,19 +84,19 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(0)
         be_quiet()
     if ranks.world() > 1 and arguments[:1] and arguments[0] not in ALONE:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else a store that has gone is told with C++ frames
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else a lost store is reported with C++ stack frames
         Sentinel(end).start()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # of PyTorch by PyTorch or by us
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # users can do nothing about them
     warnings.showwarning = partial(show_warning, warnings.showwarning)
     status = run(arguments)
     ignore_signals()
-    # The answer stands: what user code still prints at exit must not follow it.
+    # The answer is complete: what user code prints at exit must not follow it.
     sys.stdout = sys.stderr
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if status in (INTERRUPTED, TERMINATED) or ranks.world() > 1:
-        # CPython ends by the signal itself, not by our status, where Ctrl-C came in code that `exec` ran (dataclasses do).
-        # And threads that talk to other ranks may not be heard out: one of those may have ended.
-        if status in (0, 1) or ranks.world() == 1:  # they may wait for a process that waits for a rank
+        # After a Ctrl-C inside `exec` (as in dataclasses) CPython ends by the signal instead of with our status. Threads
+        # that talk to other ranks cannot be joined, since one of those ranks may have ended.
+        if status in (0, 1) or ranks.world() == 1:  # else an exit function may wait for a lost rank
             atexit._run_exitfuncs()
         sys.stderr.flush()
         os._exit(status)
@@ -104,18 +104,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def show_warning(usual: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any) -> None:
-    """Show a clash of names in the register as a note, other warnings as Python does."""
+    """Show a name clash in a register as a note, and other warnings as Python does."""
     note(str(message)) if issubclass(category, NameClash) else usual(message, category, *where)
 
 
 def end(message: str, lost: bool, status: int) -> None:
-    """Speak and end the process, from a thread beside a main thread that cannot."""
+    """Print the message and end the process; a thread calls this when the main thread cannot end."""
     complain(message, lost)
     os._exit(status)
 
 
 def open_streams() -> None:
-    """Streams that are closed lead nowhere; what a full or broken standard error does not take is lost, and no error."""
+    """Redirect closed standard streams to the null device, and ignore errors of writing to standard error."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -128,7 +128,7 @@ def open_streams() -> None:
 
 
 class Forgiving(io.FileIO):
-    """A file that takes whatever is written, even where the disk or the reader does not."""
+    """A file that ignores errors of writing, such as a full disk or a closed pipe."""
 
     def write(self, data):
         try:
@@ -138,7 +138,7 @@ class Forgiving(io.FileIO):
 
 
 def be_quiet() -> None:
-    """Leave printing to the first of several ranks; others print where they fail (`complain`)."""
+    """Discard the output of this rank: only the first rank prints, except for errors (`complain`)."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     os.dup2(sys.stdout.fileno(), 1)
 
@@ -152,7 +152,7 @@ def run(arguments: list[str]) -> int:
     except (Interrupted, click.Abort, KeyboardInterrupt) as error:
         cause = error.__cause__ or error
         terminated = isinstance(cause, Terminated)
-        if lost := ranks.lost_one():  # and what started the ranks ends the others for that
+        if lost := ranks.lost_one():  # then torchrun ends the other ranks
             complain(ranks.SILENT, lost)
         else:
             complain("; ".join(filter(None, ["terminated" if terminated else "interrupted", str(cause)])))
@@ -164,7 +164,7 @@ def run(arguments: list[str]) -> int:
     except SpectraError as error:
         show_traceback()
         complain(with_flags(str(error), spectra))
-    except Exception as error:  # a defect of ours, or of a model in a place nobody thought of
+    except Exception as error:  # a bug in spectra, or an unforeseen error in user code
         show_traceback()
         if lost := ranks.world() > 1 and ranks.missing_another(error):
             complain(ranks.SILENT, lost)
@@ -177,29 +177,29 @@ def run(arguments: list[str]) -> int:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """The message where memory has run out in a place that names no argument; empty for other errors."""
+    """The message for an out-of-memory error that names no argument; empty for other errors."""
     if isinstance(error, MemoryError) or "torch" in sys.modules:
         from spectra.errors import describe
         from spectra.memory import shortage
 
         if cause := shortage(error):
-            way_out = "take a smaller one, less --memory or fewer --samples; of results, name fewer or smaller ones"
+            way_out = "reduce --batch-size, --memory or --samples; with saved results, name fewer or smaller ones"
             return f"--batch-size: out of memory ({describe(cause)}); {way_out}"
     return ""
 
 
-_speaking = threading.Lock()  # taken once by a rank of several, by the thread that ends it
+_speaking = threading.Lock()  # with several ranks: taken once, by the thread that ends the process
 
 
 def complain(message: str, lost: bool = False) -> None:
-    """One printable line: messages of others may hold anything, and be of any length.
+    """Print an error as one line on standard error, of limited length and with control characters escaped.
 
-    Of several ranks one speaks; `lost` tells that this one only misses another.
+    Only one of several ranks prints; `lost` means that this rank fails because another one is missing.
     """
     if ranks.world() > 1:
         _speaking.acquire()
         if threading.current_thread() is threading.main_thread():
-            ignore_signals()  # what started the ranks ends all where one has left
+            ignore_signals()  # torchrun ends all ranks once one has left
     if (said := ranks.wording(message, lost)) is not None:
         line = quoted(" ".join(said.splitlines()), LINE)
         print("spectra:", line, file=sys.__stderr__ if ranks.rank() else sys.stderr, flush=True)
@@ -208,6 +208,6 @@ def complain(message: str, lost: bool = False) -> None:
 
 
 def show_traceback() -> None:
-    """Print the traceback of the present error where SPECTRA_TRACEBACK is set."""
+    """Print the traceback of the current error if SPECTRA_TRACEBACK is set."""
     if os.environ.get("SPECTRA_TRACEBACK"):
         traceback.print_exc(file=sys.__stderr__ if ranks.rank() else sys.stderr)

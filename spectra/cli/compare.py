@@ -21,7 +21,7 @@ MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 
 
 class Sizes(click.ParamType):
-    """Whole numbers above zero, with commas between them."""
+    """A comma-separated list of positive integers."""
 
     name = "sizes"
 
@@ -33,7 +33,7 @@ class Sizes(click.ParamType):
         except ValueError:
             sizes = (0,)
         if not 1 <= min(sizes) <= max(sizes) <= LARGEST:
-            self.fail(f"{quoted(value, 40)!r} is no list of numbers of examples; write it as 256,512,1024.", param, ctx)
+            self.fail(f"{quoted(value, 40)!r} is not a list of numbers of examples, such as 256,512,1024.", param, ctx)
         return sizes
 
 
@@ -46,21 +46,21 @@ class Sizes(click.ParamType):
     ),
 )
 @click.option("-k", metavar="K", type=Count(min=1), default=K, show_default=True, help="Number of leading eigenvectors.")  # fmt: skip
-@click.option("--probes", metavar="P", type=Count(min=1), default=COMPARE_PROBES, show_default=True, help="Number of random vectors, which all matrices share.")  # fmt: skip
+@click.option("--probes", metavar="P", type=Count(min=1), default=COMPARE_PROBES, show_default=True, help="Number of random vectors. All matrices are multiplied by the same ones.")  # fmt: skip
 @click.option("--steps", metavar="M", type=Count(min=2), default=COMPARE_STEPS, show_default=True, help="Number of Lanczos steps for each random vector of a spectrum.")  # fmt: skip
 @click.option(
     "--held-out",
     **SPEC,
     help="A second data set. Each matrix is also compared with the same matrix on these data.",
 )
-@click.option("--subsample", metavar="N,N,...", type=Sizes(), help="Compute leading eigenvalues also on subsets of N examples, and extrapolate them to infinitely many.")  # fmt: skip
+@click.option("--subsample", metavar="N,N,...", type=Sizes(), help="Also compute leading eigenvalues on random subsets of N examples, and extrapolate them to infinitely many examples.")  # fmt: skip
 @with_data(PRECONDITION, SAVE_EVERY, required=True, curvature=MATRICES, parts=True, operators=2)
 def compare(k, probes, steps, held_out, subsample, loss_part, **options) -> int:
     """Measure how far matrices are from each other, and why.
 
-    Distances, leading eigenspaces and spectra of every two matrices are computed
-    from products with the same random vectors, each number with its error. By
-    default these are the Hessian, Gauss-Newton, Fisher and empirical Fisher.
+    For each pair of matrices the tables show the distance, the overlap of leading
+    eigenspaces and the difference of the spectra, each with its error. The
+    default matrices are the Hessian, Gauss-Newton, Fisher and empirical Fisher.
     With --loss-part, parts of the loss are compared with their sum.
     """
     with prints_to_stderr():
@@ -77,7 +77,7 @@ def compare(k, probes, steps, held_out, subsample, loss_part, **options) -> int:
 
 
 def figures(found: Compared) -> dict[str, Any]:
-    """All figures of a comparison, by the names of their files."""
+    """All figures of a comparison, by file name."""
     from spectra.plots.compared import title_of
     from spectra.plots.comparison import comparison_figure
     from spectra.plots.examples import held_out_figure, subsample_figure

@@ -1,8 +1,8 @@
-"""--config: options from a TOML file, or those of an earlier result; the command line overrides them.
+"""The option --config: read options from a TOML file or an earlier result; the command line overrides them.
 
 data = "digits"
 curvature = ["hessian", "ggn"]
-[eig]                                # for this command alone
+[eig]                                # options of this command only
 k = 20
 """
 
@@ -20,22 +20,22 @@ from spectra.errors import SpectraError
 from spectra.files import read_toml
 from spectra.quoting import quoted
 
-REPEATED = "spectra.repeated"  # in context.meta: the file of a result, and its problem
-# What an auto option came to be: a repeated run takes that, so that its numbers are the same.
+REPEATED = "spectra.repeated"  # key in context.meta: the path and the problem of the result that --config names
+# Options with automatic defaults: a repeated run uses the recorded choice, so that its numbers are the same.
 SETTLED = ("batch_size", "device")
-# What belongs to a network, and is neither given nor recorded beside --operator.
+# Options of a network, which are neither allowed nor recorded together with --operator.
 OF_NETWORKS = (
     *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "loss_part", "samples"),
     *("batch_size", "memory", "recompute_activations", "params", "mc_samples", "weight_decay", "curvature", "wrt"),
     *("no_check", "precision", "products", "difference_step", "compile", "precondition", "held_out", "subsample"),
 )
-NOT_RECORDED = ("out", "as_json", "save_vectors", "save_every")  # where the answer goes, not what it is
-LARGEST = 10**300  # what float64 holds
+NOT_RECORDED = ("out", "as_json", "save_vectors", "save_every")  # they say where results go, not what is computed
+LARGEST = 10**300  # about the largest float64
 SAME_LOSS = 1e-3  # relative: far above float32's rounding on any device
 
 
 def read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
-    """Make the options in a file the defaults of this command. Raises SpectraError."""
+    """Use the options in a file as defaults of this command. Raises SpectraError."""
     if path is None:
         return
     if path.suffix == ".toml":
@@ -45,7 +45,7 @@ def read_config(context: click.Context, _parameter: click.Parameter, path: Path 
         named = from_result(context, path)
         context.meta[NAMED_BY] = context.meta[REPEATED][0], True
     else:
-        raise SpectraError(f"--config {path}: is neither .toml nor .json; name a TOML file, or the JSON of a result")
+        raise SpectraError(f"--config {path}: is neither .toml nor .json; name a TOML file or the JSON of a result")
     options = options_of(context)
     context.default_map = {}
     for key, value in named.items():
@@ -54,30 +54,31 @@ def read_config(context: click.Context, _parameter: click.Parameter, path: Path 
 
 
 def from_toml(context: click.Context, path: Path) -> dict[str, Any]:
-    """Options at the top level, and those in the table named as the command is."""
+    """The options at the top level of the file and in the table of this command. Raises SpectraError."""
     try:
         content = read_toml(path)
     except OSError as error:
         raise SpectraError(f"--config {path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:  # of TOML, or of UTF-8
-        raise SpectraError(f"--config {path}: is not valid TOML ({error}); correct it there") from error
+        raise SpectraError(f"--config {path}: is not valid TOML ({error}); correct the file") from error
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
     if unknown := tables.keys() - set(known_commands(context)):
         name = min(unknown)
-        raise SpectraError(f"--config {path}: [{name}] is no command; there is {', '.join(known_commands(context))}")
+        commands = ", ".join(known_commands(context))
+        raise SpectraError(f"--config {path}: [{name}] is not a command; available: {commands}")
     shared = {key: value for key, value in content.items() if key not in tables}
     own = tables.get(str(context.command.name), {})
     return {**shared, **own}
 
 
 def known_commands(context: click.Context) -> list[str]:
-    """The names of all commands, as far as the context knows them."""
+    """The names of all commands of the program, or of this one if it runs outside the program."""
     group = context.parent and context.parent.command
     return sorted(group.commands) if isinstance(group, click.Group) else [str(context.command.name)]
 
 
 def option_name(context: click.Context, where: str, key: str) -> str:
-    """The parameter that a key stands for: as it is typed on the command line, with - or _. Raises SpectraError."""
+    """The name of the parameter that a key sets: a flag without its dashes, with - or _. Raises SpectraError."""
     for name, option in options_of(context).items():
         spelled = {name, *(text.lstrip("-") for text in option.opts)}
         if key in spelled or key.replace("_", "-") in spelled:
@@ -89,39 +90,41 @@ def option_name(context: click.Context, where: str, key: str) -> str:
 
 
 def options_of(context: click.Context) -> dict[str, click.Option]:
-    """The options that a file may set, by their names as parameters."""
+    """The options that a file may set, by parameter name."""
     apart = ("config", "trust", "help")
     return {str(p.name): p for p in context.command.params if isinstance(p, click.Option) and p.name not in apart}
 
 
 def from_result(context: click.Context, path: Path) -> dict[str, Any]:
-    """The options of a result; of another command's, those that name the problem. Raises SpectraError."""
+    """The options of a result; if another command made it, only those that name the problem. Raises SpectraError."""
     from spectra.records.record import load
 
     own = str(context.command.name)
     path, record = load(path, [own, *known_commands(context)], "--config")
-    problem = vars(record.problem)  # the fields that there are, by name
+    problem = vars(record.problem)
     options = problem.get("options")
     if options is None:
-        raise SpectraError(f"--config {path}: does not list its options; make the result anew")
+        raise SpectraError(f"--config {path}: the result does not list its options; compute it again")
     context.meta[REPEATED] = path, problem
-    asked = {name: value for name, value in options.items() if name not in NOT_RECORDED}  # by hand it may say --out
+    asked = {
+        name: value for name, value in options.items() if name not in NOT_RECORDED
+    }  # a hand-edited file may set --out
     options = asked | {name: problem[name] for name in SETTLED if name in problem}
     if record.command != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
-        if isinstance(options.get("checkpoint"), list):  # of landscape: others take the first
+        if isinstance(options.get("checkpoint"), list):  # of landscape; other commands use the first
             options["checkpoint"] = problem.get("checkpoint")
-    same = not problem.get("precondition") or "precondition" in options_of(context)  # matrix as that of the command
+    same = not problem.get("precondition") or "precondition" in options_of(context)  # the matrix
     if record.command == "eig" and options.get("wrt", "parameters") == "parameters" and same:
-        options["deflate"] = options["eigenvectors"] = str(path)  # of those commands that take one of them
+        options["deflate"] = options["eigenvectors"] = str(path)  # a command has at most one of the two
     known = options_of(context)
     return {name: value for name, value in options.items() if name in known and value is not None}
 
 
 def refuse_changed(context: click.Context, now) -> None:
-    """Raise SpectraError where a repeated result's checkpoint, model, data or loss are no longer what they were.
+    """Raise SpectraError if checkpoint, model, data or loss have changed since the result that --config names.
 
-    What the command line overrides is not compared.
+    Options that the command line overrides are not compared.
     """
     if REPEATED not in context.meta:
         return
@@ -132,7 +135,7 @@ def refuse_changed(context: click.Context, now) -> None:
         if "operator" not in typed_names(context) and before.sha256 != after.sha256:
             raise SpectraError(
                 f"--config {path}: {after.spec} has changed since that result (its SHA-256 was {before.sha256}, is "
-                f"{after.sha256}); restore it, or name it by --operator to take it as it is"
+                f"{after.sha256}); restore it, or give --operator to use it as it is now"
             )
     if now.operators:
         return
@@ -142,23 +145,23 @@ def refuse_changed(context: click.Context, now) -> None:
     if before != after and "checkpoint" not in typed:
         raise SpectraError(
             f"--config {path}: {now.checkpoint} has changed since that result (its SHA-256 was {before}, is {after}); "
-            "restore it, or name it by --checkpoint to take it as it is"
+            "restore it, or give --checkpoint to use it as it is now"
         )
     before, after = then.get("precondition"), now.get("precondition")
     if before and "precondition" in context.params and "precondition" not in typed:
         if after is None:
-            text = f"P was {quoted(before.spec)}, which has no name here; name it by --precondition"
+            text = f"the preconditioner was {quoted(before.spec)}, which a file cannot name; give --precondition"
             raise SpectraError(f"--config {path}: {text}")
         if before.get("sha256") != after.sha256:
             raise SpectraError(
                 f"--config {path}: {quoted(after.spec)} of --precondition has changed since that result (its SHA-256 was "
-                f"{before.get('sha256')}, is {after.sha256}); restore it, or name it by --precondition to take it as it is"
+                f"{before.get('sha256')}, is {after.sha256}); restore it, or give --precondition to use it as it is now"
             )
     before, after = then.get("loss_value"), now.loss_value
     if not overridden and isinstance(before, float) and abs(after - before) > SAME_LOSS * abs(before):
         raise SpectraError(
             f"--config {path}: the mean loss is {after:.6g} and was {before:.6g} in that result, so the model's code, the data "
-            "or the loss have changed since; restore them, or give the options anew without --config"
+            "or the loss have changed since; restore them, or give all options without --config"
         )
 
 
@@ -169,24 +172,24 @@ def typed_names(context: click.Context) -> set[str]:
 
 
 def recorded(context: click.Context) -> dict[str, Any]:
-    """The options that say what is to be computed, as a record lists them: those of networks, or of operators."""
+    """The options that determine the result, as the record lists them."""
     named = context.params.get("operator")
     apart = {*NOT_RECORDED, *(OF_NETWORKS if named else ("operator",))}
     options = {name: plain(value) for name, value in context.params.items() if name not in apart}
     if named and context.get_parameter_source("dtype") is ParameterSource.DEFAULT:
-        options["dtype"] = None  # it keeps its own
+        options["dtype"] = None  # the matrix keeps its own
     return options
 
 
 def plain(value: Any) -> Any:
-    """An option's value as JSON has it."""
+    """Convert the value of an option to types of JSON."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
 def as_json(value: Any) -> str:
-    """The value as JSON has it, for a message."""
+    """The value as JSON text, for a message."""
     try:
         return json.dumps(value, default=str)
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits, which only TOML can hold
@@ -194,7 +197,7 @@ def as_json(value: Any) -> str:
 
 
 def converted(option: click.Option, value: Any, context: click.Context, where: str) -> Any:
-    """The value as the command line would have read it. Raises SpectraError."""
+    """Convert a value from a file to the text that the command line would have. Raises SpectraError."""
     came, wayout = f"{where} = {as_json(value)}", f"see 'spectra {context.command.name} --help'"
     if option.is_flag:
         if not isinstance(value, bool):
@@ -202,14 +205,15 @@ def converted(option: click.Option, value: Any, context: click.Context, where: s
         return value
     values = value if isinstance(value, list) and (option.multiple or option.type.name == "sizes") else [value]
     if not all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in values):
-        raise SpectraError(f"{came} is no text or number{', or list of them' if option.multiple else ''}; {wayout}")
+        kinds = "text, a number, or a list of them" if option.multiple else "text or a number"
+        raise SpectraError(f"{came} is not {kinds}; {wayout}")
     if any(isinstance(v, int) and abs(v) >= LARGEST for v in values):
-        raise SpectraError(f"{quoted(came)} is beyond all bounds; {wayout}")
+        raise SpectraError(f"{quoted(came)} is too large; {wayout}")
     texts = [str(v) for v in values]
     if isinstance(value, list) and not option.multiple:
         texts = [",".join(texts)]
     if any("\0" in text for text in texts):
-        raise SpectraError(f"{came} holds a null character, which no option takes; {wayout}")
+        raise SpectraError(f"{came} contains a null character; {wayout}")
     try:
         option.type_cast_value(context, texts if option.multiple else texts[0])
     except click.BadParameter as error:

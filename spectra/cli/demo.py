@@ -27,14 +27,14 @@ LOOKED_ALONG = ("--along", "1", "--along", "lowest", "--along", "random", "--alo
         "spectra demo --out results/first",
     ),
 )
-@click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), default=Path("results/demo"), show_default=True, help="Directory to write checkpoints, results and figures to.")  # fmt: skip
+@click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), default=Path("results/demo"), show_default=True, help="Directory for checkpoints, results, figures and the page.")  # fmt: skip
 def demo(out) -> int:
     """Train a small network on digits, and analyse it.
 
-    The demo saves checkpoints of the start, the middle and the end of training.
-    It runs eig, trace and density of four matrices on the last, layers of two and
-    landscape of one, and writes all of it to one page, report.html. This takes
-    about a minute.
+    The demo saves checkpoints at the start, in the middle and at the end of
+    training. On the last one it runs eig, trace and density for four matrices,
+    layers for two and landscape for one. It collects the results in one page,
+    report.html. This takes about a minute.
     """
     from spectra.cli.density import density
     from spectra.cli.eig import eig
@@ -84,5 +84,5 @@ def saved(network: nn.Module, loss: float, path: Path) -> Path:
 
 
 def named(matrices: Sequence[str]) -> list[str]:
-    """The options that ask for these matrices."""
+    """The options that select these matrices."""
     return [word for name in matrices for word in ("--curvature", name)]

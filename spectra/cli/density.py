@@ -38,21 +38,21 @@ from spectra.defaults import DENSITY_PROBES, DENSITY_STEPS
     show_default=True,
     help="Number of random vectors.",
 )
-@click.option("--log", is_flag=True, help="Draw the eigenvalues on a logarithmic axis.")
+@click.option("--log", is_flag=True, help="Draw the eigenvalues on a logarithmic axis, which is linear around zero.")
 @click.option(
     "--damping",
     metavar="X",
     type=Positive(),
-    help="Report effective dimension, condition number and log-determinant of A + X I too.",
+    help="Also report effective dimension, condition number and log-determinant of A + X I.",
 )
 @DEFLATE
 @problem_and_output
 def density(steps, probes, log, damping, **options) -> int:
     """Estimate the spectral density and draw it.
 
-    The figure is DIR/density.png of --out, or density.png in the current
-    directory. The tables also count the eigenvalues outside the bulk (outliers)
-    and summarise the spectrum by ranks and laws that fit it.
+    The figure is written to density.png, in --out or in the current directory.
+    The tables also count the outliers, which are eigenvalues outside the bulk, and
+    summarise the spectrum by effective ranks and fitted laws.
     """
     with prints_to_stderr():
         from spectra.plots.files import draw_density

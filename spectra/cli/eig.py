@@ -36,8 +36,8 @@ from spectra.krylov.methods import EIG
 def eig(k, which, method, tol, save_vectors, **options) -> int:
     """Compute the extreme eigenvalues, each with its residual.
 
-    The residual bounds the error: a true eigenvalue lies within that distance,
-    but for rounding. With --out, the eigenvectors are saved too.
+    The residual bounds the error: up to rounding, a true eigenvalue lies within
+    that distance. With --out, the eigenvectors are saved too.
     """
     with prints_to_stderr():
         from spectra.quoting import readable

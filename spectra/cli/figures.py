@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def drawn(session: Session, record: Record, figures: Callable[[Record], Mapping[str, Any]]) -> Record:
-    """The record with the paths of its figures, each written to --out as `<name>.png`; without --out there are none."""
+    """Write the figures to --out as `<name>.png`, if it is given, and return the record with their paths."""
     from spectra.plots.files import write_png
 
     out = session.request.out

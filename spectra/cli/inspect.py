@@ -54,7 +54,7 @@ def inspect(k, tol, rtol, **options) -> int:
 
 
 def known_so_far(problem: ProblemRecord) -> str:
-    """The text of the record before there are forecasts: layers and checkpoint, and with a gradient the data."""
+    """The part of the answer that is known before the forecasts: layers, checkpoint and, once evaluated, the data."""
     from spectra.tables.inspection import data_parts, model_parts
     from spectra.tables.results import rendered
 

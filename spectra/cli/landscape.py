@@ -16,7 +16,7 @@ FURTHEST = 1e6  # far beyond |theta| of any network
 
 
 class Along(str):
-    """The direction of a line, or the two of a plane, as they were typed."""
+    """One direction (a line) or two (a plane), as typed on the command line."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -24,7 +24,7 @@ class Along(str):
 
 
 class Directions(click.ParamType):
-    """One direction, or two with a comma between them."""
+    """One direction, or two separated by a comma."""
 
     name = "directions"
 
@@ -43,12 +43,12 @@ class Odd(click.ParamType):
     def convert(self, value, param, ctx):
         number = Count(3, 9999).convert(value, param, ctx)
         if number % 2 == 0:
-            self.fail(f"{value} is even; give an odd number, so that the middle one is the checkpoint.", param, ctx)
+            self.fail(f"{value} is even; give an odd number, so that the middle point is the checkpoint.", param, ctx)
         return number
 
 
 class Radius(Positive):
-    """A distance whose square does not overflow."""
+    """A distance that is small enough for its square not to overflow."""
 
     wanted = f"a number above 0, at most {FURTHEST:g}"
 
@@ -57,7 +57,7 @@ class Radius(Positive):
 
 
 def alone(context, parameter, value):
-    """The only checkpoint, or all of several."""
+    """The checkpoint, or a tuple if several are given."""
     return value if len(value) > 1 else next(iter(value), None)
 
 
@@ -69,21 +69,21 @@ def alone(context, parameter, value):
         "    --along 1 --along 1,2 --along checkpoint:other.pt --out run1",
     ),
 )
-@click.option("--along", metavar="D[,D]", multiple=True, type=Directions(), default=("1",), show_default=True, help="The direction of a line, or two directions of a plane. Repeatable. 1, 2, ...: eigenvectors by |eigenvalue|. lowest: eigenvector of the lowest eigenvalue. random: a random direction, filter-normalised. gradient: the negative gradient. update, momentum: the optimizer's next step, and its momentum. checkpoint:PATH: the way to another checkpoint. path:GLOB: the plane of the two principal components of many checkpoints.")  # fmt: skip
-@click.option("--radius", metavar="R", type=Radius(), help="Largest distance from the checkpoint, in units of |d|. On the way to another checkpoint, the distance beyond both.  [default: where the quadratic term is 4 times the loss; along the next step, beyond where the loss is back at its value; random: 1]")  # fmt: skip
-@click.option("--points", metavar="P", type=Odd(), help="Number of points on a line, or on each side of a plane. It must be odd.  [default: 41; for planes 25]")  # fmt: skip
-@click.option("--optimizer", metavar="PATH", help="File with the optimizer's state, for update and momentum. Append ?name=AdamW to name its class, if the state does not.  [default: the state in the checkpoint]")  # fmt: skip
+@click.option("--along", metavar="D[,D]", multiple=True, type=Directions(), default=("1",), show_default=True, help="The direction of a line, or two directions of a plane. Repeatable. 1, 2, ...: eigenvectors by |eigenvalue|. lowest: eigenvector of the lowest eigenvalue. random: a random direction, filter-normalised. gradient: the negative gradient. update: the optimizer's next step. momentum: its negative momentum. checkpoint:PATH: from this checkpoint to another. path:GLOB: the plane of the first two principal components of several checkpoints.")  # fmt: skip
+@click.option("--radius", metavar="R", type=Radius(), help="Largest |t| at which the loss at theta + t d is evaluated, for a direction d. Towards another checkpoint (t = 1) it is how far the line goes on beyond both.  [default: where the quadratic term is 4 times the loss; for gradient, update and momentum somewhat beyond the point where the loss is back at its value; for random 1]")  # fmt: skip
+@click.option("--points", metavar="P", type=Odd(), help="Number of points on a line, or along each side of a plane. It must be odd.  [default: 41; for planes 25]")  # fmt: skip
+@click.option("--optimizer", metavar="PATH", help="File with the optimizer's state, for update and momentum. Append ?name=AdamW if the state does not name its class.  [default: the state in the checkpoint]")  # fmt: skip
 @click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Tolerance of an eigenpair: its residual relative to |eigenvalue|.")  # fmt: skip
 @EIGENVECTORS
 @with_data(SAVE_EVERY, required=True, checkpoints=alone)
 def landscape(along, radius, points, optimizer, tol, **options) -> int:
     """Evaluate the loss along directions from the checkpoint.
 
-    A direction is an eigenvector, the optimizer's next step, or the way to
-    another checkpoint. The mean loss on lines and planes stands beside the
-    prediction of slope and curvature. The tables also show how the curvature
-    spreads over examples, and the barrier between checkpoints. The model is in
-    eval mode, so BatchNorm uses its running statistics.
+    A direction is, for example, an eigenvector, the optimizer's next step, or the
+    difference to another checkpoint. The mean loss on lines and planes is compared
+    with its quadratic model, from slope and curvature. The tables also show how
+    the curvature varies over examples, and the loss barrier between checkpoints.
+    The model is in eval mode, so BatchNorm uses its running statistics.
     """
     with prints_to_stderr():
         from spectra.plots.landscape import landscape_figures

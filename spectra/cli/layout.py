@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 METHOD, GENERAL, OPTIONS = "Method", "General", "Options"
-HEADINGS = {  # of options by their names as parameters; an option that is not named here is of the method
+HEADINGS = {  # parameter names under each heading; an option that is not listed comes under Method
     "Problem": (
         *("model", "checkpoint", "checkpoint_key", "optimizer", "to", "data", "held_out", "transform"),
         *("output", "loss", "loss_part", "weight_decay", "samples", "operator"),
@@ -17,14 +17,14 @@ HEADINGS = {  # of options by their names as parameters; an option that is not n
     METHOD: (),
     "Device and memory": ("batch_size", "memory", "basis", "recompute_activations", "device", "dtype", "compile"),
     "Output": ("sort", "save_vectors", "log", "out", "save_every", "as_json"),
-    GENERAL: ("config", "trust"),  # and what click adds, --help
+    GENERAL: ("config", "trust"),  # and --help, which click adds
 }
-FEW = 10  # options that need no headings
-TERM = 22  # columns; longer ones stand on a line of their own
+FEW = 10  # fewer options need no headings
+TERM = 22  # columns; a longer flag gets its own line
 
 
 def by_heading(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
-    """The options of a command under their headings, in the order of help; under one where they are few."""
+    """The options of a command by heading, in the order of the help text; under a single heading if they are few."""
     options = [one for one in command.get_params(context) if isinstance(one, click.Option) and not one.hidden]
     if len(options) < FEW:
         return {OPTIONS: options}
@@ -39,10 +39,10 @@ def by_heading(command: click.Command, context: click.Context) -> dict[str, list
 
 
 class Command(click.Command):
-    """A command whose help has its options under headings, and ends with examples.
+    """A command with options grouped under headings and examples at the end of its help.
 
     Args:
-        examples: command lines as they are typed, of which a long one goes on after a backslash.
+        examples: command lines as typed; a backslash continues a long one on the next line.
     """
 
     def __init__(self, *arguments: Any, examples: Sequence[str] = (), **settings: Any):
@@ -52,7 +52,7 @@ class Command(click.Command):
         super().__init__(*arguments, **settings)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, those of each heading in a section."""
+        """Write the options in one section for each heading."""
         for heading, options in by_heading(self, ctx).items():
             with formatter.section(heading):
                 formatter.write_dl([record for one in options if (record := one.get_help_record(ctx))], col_max=TERM)
@@ -65,10 +65,10 @@ class Command(click.Command):
 
 
 class Group(Command, click.Group):
-    """A group of commands with the layout of this program.
+    """A group of commands, which its help lists under headings.
 
     Args:
-        headings: what the commands are listed under, by name; all under one by default.
+        headings: the heading of each command, by name; a command that is not listed comes under `Commands`.
     """
 
     def __init__(self, *arguments: Any, headings: dict[str, str] | None = None, **settings: Any):
@@ -76,12 +76,12 @@ class Group(Command, click.Group):
         self.headings = headings or {}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands in their groups, and the options below them."""
+        """Write the commands under their headings, and the options below them."""
         self.format_commands(ctx, formatter)
         Command.format_options(self, ctx, formatter)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write each command with the first sentence of its help, in the order of the commands."""
+        """Write each command with the first sentence of its help, in the order of their definition."""
         limit = formatter.width - 6 - max(map(len, self.commands))
         for heading in dict.fromkeys(self.headings.get(name, "Commands") for name in self.commands):
             named = [(n, c) for n, c in self.commands.items() if self.headings.get(n, "Commands") == heading]

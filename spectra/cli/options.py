@@ -1,4 +1,4 @@
-"""Every option, written once; commands stack those they take."""
+"""The options that several commands share; each is defined once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from spectra.curvature.matrices import KERNELS, MATRICES
 from spectra.defaults import PRECISIONS
 from spectra.quoting import quoted
 
-LARGEST = 2**63 - 1  # that int64 holds
-LONGEST = 4000  # characters; of more than 4,300 digits Python makes no integer
+LARGEST = 2**63 - 1  # of int64
+LONGEST = 4000  # characters; Python converts at most 4,300 digits to an integer
 
 
 class Positive(click.ParamType):
@@ -51,7 +51,7 @@ class NonNegative(Positive):
 
 
 class Count(click.IntRange):
-    """A whole number from `min` on that int64 holds; that bound, or `most`, is not in the help: it would be noise."""
+    """An integer from `min` to `most`; the help does not show `most`, by default the largest int64."""
 
     def __init__(self, min: int, max: int | None = None, most: int = LARGEST):
         super().__init__(min, max)
@@ -59,12 +59,12 @@ class Count(click.IntRange):
 
     def convert(self, value, param, ctx):
         if len(str(value).strip()) > LONGEST or (number := super().convert(value, param, ctx)) > self.most:
-            self.fail(f"{quoted(value, 40)} is beyond all bounds; give a smaller number.", param, ctx)
+            self.fail(f"{quoted(value, 40)} is too large; give a number of at most {self.most:,}.", param, ctx)
         return number
 
 
 class Seed(click.ParamType):
-    """An integer that torch's generators and int64 both hold; no range in the help, where it would be noise."""
+    """An integer that is valid as a seed of torch and fits int64; the help does not show its range."""
 
     name = "integer"
 
@@ -73,7 +73,7 @@ class Seed(click.ParamType):
 
 
 class Size(click.ParamType):
-    """Bytes, as 2GiB, 500MB or a bare number."""
+    """A number of bytes, such as 2GiB, 500MB or 1000000."""
 
     name = "size"
 
@@ -82,16 +82,18 @@ class Size(click.ParamType):
             return value
         match = re.fullmatch(r"(\d+(?:\.\d*)?) *([kmgt]?)(i?)b?", str(value).strip().lower())
         if not match:
-            self.fail(f"{value!r} is no size; write it as 2GiB, 500MB or a number of bytes.", param, ctx)
+            self.fail(
+                f"{quoted(value, 40)!r} is not a valid size; write it as 2GiB, 500MB or a number of bytes.", param, ctx
+            )
         number, prefix, binary = match.groups()
         size = float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
         if size > LARGEST:
-            self.fail(f"{quoted(value, 40)!r} is beyond all memory; write it as 2GiB, or leave it out.", param, ctx)
+            self.fail(f"{quoted(value, 40)!r} is too large; write it as 2GiB, or leave it out.", param, ctx)
         return int(size)
 
 
 class Device(click.ParamType):
-    """The name of a device, of CUDA's also by number. Whether it is there, torch tells later."""
+    """The name of a device; torch checks later whether the machine has it."""
 
     name = "device"
     names = ("auto", "cpu", "cuda", "cuda:N", "mps")
@@ -107,7 +109,7 @@ class Device(click.ParamType):
 
 
 class Named(click.Path):
-    """A path that is not empty: an unset variable of the shell would else name the current directory."""
+    """A path that is not empty; otherwise an unset shell variable would mean the current directory."""
 
     def convert(self, value, param, ctx):
         if value == "":
@@ -116,14 +118,14 @@ class Named(click.Path):
 
 
 def files(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Have the shell complete a path: most names of models and data begin with one."""
+    """Let the shell complete a path, with which most names of models and data begin."""
     return [CompletionItem(incomplete, type="file")]
 
 
 SPEC = {"metavar": "SPEC", "callback": vouched, "shell_complete": files}
 DATA = {
     **SPEC,
-    "help": "The data set: digits (included), a file.npz or file.safetensors, text:FILE?length=256, a folder of images or of datasets, torchvision:NAME, or your own as file.py:name or package.module:name.",
+    "help": "The data set: digits (included), a file.npz or file.safetensors, text:FILE?length=256, a folder of images, a folder saved by the datasets library, torchvision:NAME, or your own as file.py:name or package.module:name.",
 }
 OPERATOR = {
     **SPEC,
@@ -132,7 +134,7 @@ OPERATOR = {
 
 
 class OfNetwork(click.Option):
-    """An option that names a part of a network, and is not needed beside --operator, which is declared before it."""
+    """An option that describes a network; with --operator, which is declared before it, it is not required."""
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         if ctx.params.get("operator") and self.value_is_missing(value):
@@ -145,13 +147,13 @@ class OfNetwork(click.Option):
             raise
 
 
-WEIGHTS = "The trained weights: a .pt, .pth, .ckpt, .bin or .safetensors file, an .index.json, or a folder (of a PEFT adapter, too)."
-AS_BUILT = "  [default: the weights with which the model is built]"
+WEIGHTS = "The trained weights: a .pt, .pth, .ckpt, .bin or .safetensors file, an .index.json, or a folder (also of a PEFT adapter)."
+AS_BUILT = "  [default: the weights that the model is built with]"
 CHECKPOINT = {"metavar": "PATH", "type": Named(path_type=Path)}
 BEFORE_DATA = [
     click.option("--model", cls=OfNetwork, **SPEC, required=True, help="The network: file.py:name or package.module:name of a function that builds it, torchvision:NAME, timm:NAME, transformers:CLASS or a file.pt2. Arguments follow as ?key=value."),
     click.option("--checkpoint", **CHECKPOINT, help=f"{WEIGHTS}{AS_BUILT}"),
-    click.option("--checkpoint-key", metavar="KEY", help="The entry of the checkpoint that holds the weights, or the prefix of their names, if there are several."),
+    click.option("--checkpoint-key", metavar="KEY", help="The entry of the checkpoint that holds the weights, or the prefix of their names. Needed only if there are several."),
 ]  # fmt: skip
 
 AFTER_DATA = [
@@ -163,18 +165,20 @@ AFTER_LOSS = [
     click.option("--samples", metavar="N", type=Count(min=1), help="Use N examples, drawn at random from the data.  [default: all]"),
     click.option("--batch-size", metavar="B", type=Count(min=1), help="Number of examples processed at a time. It changes speed and memory, but no result except that of fisher-batch.  [default: as many as memory allows]"),
     click.option("--memory", metavar="SIZE", type=Size(), help="Memory for matrix-vector products, beyond model and data (e.g. 2GiB).  [default: a quarter of the device's]"),
-    click.option("--basis", type=click.Choice(["auto", "device", "host"]), default="auto", show_default=True, help="Memory in which Lanczos vectors are stored. auto takes the host's if a quarter of the device's is too little."),
-    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Compute activations again in the backward pass, which takes less memory and more time.  [default: only if a single example does not fit otherwise]"),
-    click.option("--params", metavar="GLOB", multiple=True, help="Restrict the matrix to the parameters whose names match this pattern, as 'layer4.*'. Repeatable.  [default: all parameters]"),
+    click.option("--basis", type=click.Choice(["auto", "device", "host"]), default="auto", show_default=True, help="Memory in which Lanczos vectors are stored. auto uses the host's memory if a quarter of the device's is too little."),
+    click.option("--recompute-activations/--no-recompute-activations", default=None, help="Recompute activations in the backward pass, which saves memory and costs time.  [default: only if a single example does not fit otherwise]"),
+    click.option("--params", metavar="GLOB", multiple=True, help="Restrict the matrix to the parameters whose names match this pattern, e.g. 'layer4.*'. Repeatable.  [default: all parameters]"),
 ]  # fmt: skip
 
-NUMBERS = [
+BEFORE_DTYPE = [
     click.option("--mc-samples", metavar="S", type=Count(min=1, most=2**23 - 1), default=1, show_default=True, help="Number of labels that fisher-mc draws for each example."),
     click.option("--weight-decay", metavar="X", type=NonNegative(), default=0.0, show_default=True, help="Add X |theta|^2 / 2 to the loss."),
     click.option("--device", type=Device(), default="auto", show_default=True, help="Device to compute on. auto is CUDA if there is a GPU, else the CPU. mps, the GPU of a Mac, has float32 only."),
-    click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Floating-point type of parameters, data and vectors. A matrix given by --operator keeps its own unless this is given."),
-    click.option("--seed", metavar="S", type=Seed(), default=0, show_default=True, help="Random seed."),
 ]  # fmt: skip
+DTYPE = {"type": click.Choice(["float32", "float64"]), "default": "float32", "show_default": True}
+OF_VECTORS = "Floating-point type of parameters, data and vectors."
+KEPT = " A matrix given by --operator keeps its own type unless this is given."
+SEED = click.option("--seed", metavar="S", type=Seed(), default=0, show_default=True, help="Random seed.")
 
 DEFLATE = click.option("--deflate", metavar="RESULT", type=Named(path_type=Path), help="Project out the eigenvectors of this result of eig.  [default: the result of eig in --out, if there is one]")  # fmt: skip
 EIGENVECTORS = click.option("--eigenvectors", metavar="RESULT", type=Named(path_type=Path), help="Take eigenvectors from this result of eig instead of computing them.  [default: the result of eig in --out, if there is one]")  # fmt: skip
@@ -182,10 +186,10 @@ MAX_PRODUCTS = click.option("--max-products", metavar="N", type=Count(min=1), he
 NO_CHECK = click.option(
     "--no-check", is_flag=True, help="Skip the check that compares derivatives with finite differences."
 )
-PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Precision of matrix-vector products. tf32 needs a GPU. The noise of tf32 and bf16 is measured and reported with the result.")  # fmt: skip
+PRECISION = click.option("--precision", type=click.Choice(PRECISIONS), default=defaults.IEEE, show_default=True, help="Precision of matrix-vector products: ieee (that of --dtype), tf32 (only on a GPU) or bf16. The noise of tf32 and bf16 is measured and reported with the result.")  # fmt: skip
 PRODUCTS = click.option("--products", type=click.Choice(defaults.PRODUCTS), default=defaults.EXACT, show_default=True, help="How products with the Hessian are computed: exactly, or as central (finite-difference) or forward differences of gradients. The error of differences is measured and reported with the result.")  # fmt: skip
 DIFFERENCE_STEP = click.option("--difference-step", metavar="R", type=Positive(), help="Displacement of the parameters in finite differences, relative to their norm.  [default: the best for --dtype]")  # fmt: skip
-PRECONDITION = click.option("--precondition", **SPEC, help="Analyse P^-1/2 A P^-1/2, the matrix that an optimizer with preconditioner P works with. P comes from: optimizer (its state in --checkpoint), a file or folder of its state, a diagonal as .npz or .safetensors, or file.py:name. Arguments follow as ?key=value.")  # fmt: skip
+PRECONDITION = click.option("--precondition", **SPEC, help="Analyse P^-1/2 A P^-1/2, where P is the preconditioner of an adaptive optimizer such as Adam. Name P as optimizer (from the state in --checkpoint), a file or folder with the optimizer's state, a diagonal in a .npz or .safetensors file, or file.py:name. Arguments follow as ?key=value.")  # fmt: skip
 COMPILE = click.option("--compile/--no-compile", default=None, help="Compile matrix-vector products with torch.compile.  [default: on a GPU, if that is expected to save time]")  # fmt: skip
 OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Directory to write results to.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
@@ -196,7 +200,7 @@ SAVE_EVERY = click.option("--save-every", metavar="MINUTES", type=Positive(), de
 
 
 def stacked(*options: Callable) -> Callable:
-    """One decorator of many, which help lists in this order."""
+    """Combine decorators that add options; the help lists the options in this order."""
 
     def decorate(command: Callable) -> Callable:
         for option in reversed(options):
@@ -207,7 +211,7 @@ def stacked(*options: Callable) -> Callable:
 
 
 class Matrix(click.Choice):
-    """A matrix of the register, which installed packages are asked for when a name is first looked at; or one more."""
+    """The name of a registered matrix, also of an installed package, or one of `more`; the register is read when used."""
 
     name = "choice"
     choices: Any = property(lambda self: (*MATRICES, *self.more), lambda self, _: None)
@@ -218,7 +222,7 @@ class Matrix(click.Choice):
 
 
 class Curvature(click.Option):
-    """--curvature, whose help lists the register as it is when the help is shown."""
+    """The option --curvature; its help lists the matrices that are registered when it is shown."""
 
     help: Any = property(
         lambda self: f"Matrix to analyse: {', '.join(MATRICES)}{self.others} Repeatable.", lambda self, _: None
@@ -226,13 +230,13 @@ class Curvature(click.Option):
 
     @property
     def others(self) -> str:
-        """The matrices that are not over parameters, in words."""
+        """The end of the list of matrices, with those that are not over parameters."""
         kernels = ", ".join(self.type.more) if isinstance(self.type, Matrix) else ""
         return f"; or {kernels}, which is over examples instead of parameters." if kernels else "."
 
 
 def loss_part(several: bool) -> Callable:
-    """The option --loss-part: one part of a loss in place of the sum, or several beside the sum."""
+    """The option --loss-part: one part of a loss to analyse instead of the sum, or `several` to compare with the sum."""
     which = (
         "A part of the loss to compare with the sum of all parts, if the loss returns a mapping. Repeatable."
         if several
@@ -250,12 +254,16 @@ def with_data(
     checkpoints: Callable | None = None,
     **settings,
 ) -> Callable:
-    """A decorator that adds the options of a problem, with --data, and those of `more` before --json.
+    """A decorator that adds the options of a problem, and the options `more` before --json.
 
     Args:
-        kernels: matrices over examples, beside those of the register.
-        operators: how many --operator may be given in place of the problem: none, 1, or any number.
-        checkpoints: --checkpoint may be given several times, and this is its callback.
+        more: decorators that add further options.
+        curvature: the default of --curvature.
+        kernels: names of matrices over examples that --curvature takes in addition to the registered ones.
+        parts: whether --loss-part is repeatable.
+        operators: how many --operator may replace the problem: 0, 1, or 2 for any number.
+        checkpoints: the callback of --checkpoint, which it makes repeatable.
+        settings: further settings of --data.
     """
     data = click.option("--data", cls=OfNetwork, **DATA, **settings)
     repeatable = {"multiple": True, "help": f"{OPERATOR['help']} Repeatable."} if operators > 1 else {}
@@ -264,6 +272,7 @@ def with_data(
     if checkpoints:
         many = {"multiple": True, "callback": checkpoints, "help": f"{WEIGHTS} Repeatable.{AS_BUILT}"}
         before[1] = click.option("--checkpoint", **CHECKPOINT, **many)
+    dtype = click.option("--dtype", **DTYPE, help=OF_VECTORS + KEPT * bool(operators))
     named = click.option("--curvature", cls=Curvature, metavar="NAME", multiple=True, default=curvature, show_default=True, type=Matrix(kernels))  # fmt: skip
     return stacked(
         *operator,
@@ -273,7 +282,9 @@ def with_data(
         loss_part(parts),
         *AFTER_LOSS,
         named,
-        *NUMBERS,
+        *BEFORE_DTYPE,
+        dtype,
+        SEED,
         MAX_PRODUCTS,
         NO_CHECK,
         COMPILE,

@@ -1,4 +1,4 @@
-"""The options in a sweep's plan, each checked as its command would check it on the command line."""
+"""Check the options in a sweep's plan as their commands check them on the command line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from spectra.errors import SpectraError
 COMMANDS = {name: cli_command(name) for name in of_sweeps()}
 
 
-def understood(path: Path):
-    """The plan, each of its options checked as its command would. Raises SpectraError."""
+def checked_plan(path: Path):
+    """Read a plan and check its options. Raises SpectraError."""
     from spectra.sweeps.plan import read_plan
 
     plan = read_plan(path)
@@ -37,7 +37,7 @@ def understood(path: Path):
 
 
 def check(path: Path, command: click.Command, options: Mapping[str, Any]) -> None:
-    """Raise SpectraError where an option is none of the command's, its value is not, or one that it needs is missing."""
+    """Raise SpectraError for an unknown option, an invalid value, or a required option that is missing."""
     with click.Context(command, info_name=command.name) as context:
         known, given = options_of(context), set()
         for key, value in options.items():
@@ -45,10 +45,10 @@ def check(path: Path, command: click.Command, options: Mapping[str, Any]) -> Non
             converted(known[name], value, context, f"PLAN {path}: {key}")
             given.add(name)
         if missing := sorted(name for name, option in known.items() if option.required and name not in given):
-            text = f"under [problem], as typed at --{missing[0]}; see 'spectra {command.name} --help'"
-            raise SpectraError(f"PLAN {path}: {missing[0]} is missing; write it {text}")
+            way_out = f"add it to [problem], with a value as for --{missing[0]}"
+            raise SpectraError(f"PLAN {path}: {missing[0]} is missing; {way_out}; see 'spectra {command.name} --help'")
 
 
 def recorded(name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The options that a result of this command line will list. Raises click.UsageError."""
+    """The options that the result of a command line will list. Raises click.UsageError."""
     return recorded_options(COMMANDS[name].make_context(name, list(arguments)))

@@ -14,7 +14,7 @@ from spectra.quoting import quoted
 
 
 class Inches(Positive):
-    """A width at which text of one size still reads."""
+    """A width in inches at which the text of a figure is legible."""
 
     wanted = "a number of inches from 3 to 40"
 
@@ -23,12 +23,12 @@ class Inches(Positive):
 
 
 class FigurePath(Named):
-    """A file whose suffix says which format it is."""
+    """A path that ends in .png, .pdf or .svg."""
 
     def convert(self, value, param, ctx):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-            self.fail(f"{value!r} is no .png, .pdf or .svg; write {path.with_suffix('.png')}.", param, ctx)
+            self.fail(f"{value!r} does not end in .png, .pdf or .svg; write {path.with_suffix('.png')}.", param, ctx)
         return path
 
 
@@ -52,10 +52,12 @@ class FigurePath(Named):
     "--label",
     metavar="TEXT",
     multiple=True,
-    help="Name of a RESULT in the figure; give one for each, in their order.  [default: from the paths]",
+    help="Name of a RESULT in the figure. Give one for each RESULT, in the same order.  [default: from the paths]",
 )
 @click.option("--title", metavar="TEXT", help="Title above the figure.")
-@click.option("--log", is_flag=True, help="Draw eigenvalues and traces on a logarithmic axis.")
+@click.option(
+    "--log", is_flag=True, help="Draw eigenvalues and traces on a logarithmic axis, which is linear around zero."
+)
 @click.option(
     "--width",
     metavar="INCHES",
@@ -66,12 +68,12 @@ class FigurePath(Named):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path of the figure.")
 def plot(results, out, curvature, label, title, log, width, as_json) -> int:
-    """Draw a figure from saved results, without new products.
+    """Draw a figure from saved results, without computing them again.
 
-    A RESULT is a file that eig, trace or density wrote, or a directory, of which
-    density.json, else eig.json, else trace.json is drawn. Several results of one
-    command share a figure. Results of compare, layers, landscape and step are
-    drawn as they were, one at a time.
+    RESULT is a .json file that eig, trace or density wrote, or a directory, in
+    which density.json, else eig.json, else trace.json is drawn. Several results of
+    one command share a figure. The file of compare, layers, landscape or step is
+    drawn alone, as the command drew it.
     """
     from spectra.atomic import write_atomically
     from spectra.plots import save_figure

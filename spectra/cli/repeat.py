@@ -1,4 +1,4 @@
-"""The command lines that make a result again."""
+"""Command lines that repeat a result."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ COMMANDS = {name: cli_command(name) for name in with_results()}
 
 
 def ways(path: Path, record: Record) -> list[list[str]]:
-    """The command lines that make a result again: its options, where they are understood alike, and --config.
+    """The command lines that repeat a result: one with its options, if they still mean the same, and one with --config.
 
-    There is neither for a result that lists no options, as those of `spectra.watch`, or options that are refused now,
-    or a preconditioner that has no name.
+    There is none for a result without options, as `spectra.watch` writes, with options that are refused now, or with a
+    preconditioner given in Python.
     """
     command, asked = COMMANDS[record.command], record.problem.options
     if record.problem.get("precondition") and isinstance(asked, dict) and not asked.get("precondition"):
         return []
-    if not isinstance(asked, dict) or understood(command, words_of(command, asked)) is None:
+    if not isinstance(asked, dict) or read_again(command, words_of(command, asked)) is None:
         return []
     named = [(name, text) for name in RUN for text in as_list(asked.get(name))]
     code = [(name, text) for name, text in named if isinstance(text, str) and is_strange(text, name)]
     typed_again = [word for name, text in code for word in (f"--{name.replace('_', '-')}", text)]
-    by_file = ["spectra", command.name, "--config", str(path), *typed_again]  # a file may not name code for its reader
+    by_file = ["spectra", command.name, "--config", str(path), *typed_again]  # a file may not name code
     return [line for line in (command_line(record), by_file) if line]
 
 
 def as_list(value: Any) -> list[Any]:
-    """The values of an option that may be repeatable."""
+    """The values of an option, repeatable or not, as a list."""
     return value if isinstance(value, list) else [value]
 
 
 def command_line(record: Record) -> list[str]:
-    """The words of `spectra eig --model ...`, with the options that are not as they are by default.
+    """The words of `spectra eig --model ...`, with the options that differ from their defaults.
 
-    None of them where the record lists no options, or such that this spectra would not understand alike.
+    Empty if the record lists no options, or options that this version of spectra reads differently.
     """
     command, asked = COMMANDS[record.command], record.problem.options
     if asked is None:
         return []
     words = words_of(command, asked)
-    return ["spectra", command.name, *words] if understood(command, words) == asked else []
+    return ["spectra", command.name, *words] if read_again(command, words) == asked else []
 
 
 def words_of(command: click.Command, asked: dict[str, Any]) -> list[str]:
-    """The options in `asked` as they are typed, without those that have their defaults."""
+    """The words that set the options in `asked`, without those that have their defaults."""
     options = [option for option in command.params if isinstance(option, click.Option) and option.name in asked]
     return [word for option in options for word in typed(option, asked[str(option.name)])]
 
 
 def typed(option: click.Option, value: Any) -> list[str]:
-    """An option as it is typed; nothing where it has its default."""
+    """The words that set an option to a value; none for its default."""
     if value is None or value == plain(option.default):
         return []
     name = max(option.opts, key=len)
@@ -68,8 +68,8 @@ def typed(option: click.Option, value: Any) -> list[str]:
     return [name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
-def understood(command: click.Command, words: list[str]) -> dict[str, Any] | None:
-    """The options that the command reads from these words, as a record lists them."""
+def read_again(command: click.Command, words: list[str]) -> dict[str, Any] | None:
+    """The options that the command reads from these words, as a record lists them; None if it refuses them."""
     try:
         with command.make_context(command.name, list(words)) as context:
             return recorded(context)

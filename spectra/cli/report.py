@@ -14,12 +14,12 @@ from spectra.quoting import quoted
 
 
 class PagePath(Named):
-    """A file that a browser takes for a page."""
+    """A path that ends in .html."""
 
     def convert(self, value, param, ctx):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.suffix.lower() != ".html":
-            self.fail(f"{value!r} is no .html; write {path.with_suffix('.html')}.", param, ctx)
+            self.fail(f"{value!r} does not end in .html; write {path.with_suffix('.html')}.", param, ctx)
         return path
 
 
@@ -36,17 +36,17 @@ class PagePath(Named):
     metavar="FILE",
     required=True,
     type=PagePath(path_type=Path, dir_okay=False),
-    help="File to write the page to: .html.",
+    help="File to write the page to, ending in .html.",
 )
 @click.option("--title", metavar="TEXT", help="Title of the page.  [default: model and data]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path of the page.")
 def report(results, out, title, as_json) -> int:
     """Write one HTML page from saved results.
 
-    The page holds tables, figures, the problem and how to repeat each result, and
-    needs no network. A RESULT is a file that eig, trace, density, inspect,
-    compare, layers, landscape or step wrote, or a directory, of which all are
-    taken.
+    The page shows the tables and figures of each result, the problem, and the
+    command that repeats it. It is one file that loads nothing from the network.
+    RESULT is a .json file that eig, trace, density, inspect, compare, layers,
+    landscape or step wrote, or a directory with such files.
     """
     from spectra.atomic import write_atomically
     from spectra.cli.repeat import ways

@@ -1,4 +1,4 @@
-"""The options of the running command as a request to `spectra.run`."""
+"""Convert the options of the running command to a `Request` of `spectra.run`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from spectra.errors import SpectraError
 if TYPE_CHECKING:
     from spectra.run.request import Request, S
 
-# What names the problem: arguments of `load_problem`.
+# Options that describe the problem: arguments of `load_problem`.
 PROBLEM = (
     *("model", "checkpoint", "checkpoint_key", "data", "transform", "output", "loss", "loss_part"),
     *("samples", "batch_size"),
     *("memory", "recompute_activations", "params", "mc_samples", "weight_decay", "device", "dtype", "seed"),
 )
-SOME = ("wrt",)  # likewise, of some commands
+SOME = ("wrt",)  # likewise, but only some commands have them
 EARLIER = ("deflate", "eigenvectors")  # options that name a result of eig
 
 
 def request(settings: S, home: Path | None = None) -> Request[S]:
-    """The request of the running command: `settings` of its own, the rest as typed; see `Request`."""
+    """The request of the running command: its own `settings`, and the shared options from the command line."""
     from spectra.run.request import Request
 
     context = click.get_current_context()
@@ -36,9 +36,9 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
         return of_operators(context, settings, home)
     named = {name: options[name] for name in PROBLEM} | {name: options[name] for name in SOME if name in options}
     if isinstance(named["checkpoint"], tuple):
-        named["checkpoint"] = named["checkpoint"][0]  # the command has the others among its settings
+        named["checkpoint"] = named["checkpoint"][0]  # the others are in the settings of the command
     if isinstance(named["loss_part"], tuple):
-        named["loss_part"] = None  # the command has them among its settings, each beside the sum
+        named["loss_part"] = None  # the parts are in the settings of the command
     option = next((name for name in EARLIER if name in options), None)
     return Request(
         settings,
@@ -67,7 +67,7 @@ def request(settings: S, home: Path | None = None) -> Request[S]:
 
 
 def of_operators(context: click.Context, settings: S, home: Path | None) -> Request[S]:
-    """The request of a command that --operator gives matrices in place of a network."""
+    """The request of a command that analyses matrices given by --operator instead of a network."""
     from spectra.inputs.operators import Operators
     from spectra.run.request import Request
 
@@ -76,11 +76,11 @@ def of_operators(context: click.Context, settings: S, home: Path | None) -> Requ
         source = context.get_parameter_source(name) if name in options else None
         if source not in (None, ParameterSource.DEFAULT):
             flag = next(max(p.opts, key=len) for p in context.command.params if p.name == name)
-            raise SpectraError(f"{flag}: is of a network, and --operator names a matrix; leave one of them out")
+            raise SpectraError(f"{flag}: describes a network, but --operator names a matrix; leave one of them out")
     named = options["operator"]
     specs = named if isinstance(named, tuple) else (named,)
     if isinstance(named, tuple) and len(set(named)) < 2:
-        raise SpectraError(f"--operator {named[0]}: there is nothing to compare it with; give --operator again")
+        raise SpectraError(f"--operator {named[0]}: there is no second matrix to compare with; give --operator again")
     dtype = recorded(context)["dtype"]
     return Request(
         settings,

@@ -1,8 +1,8 @@
-"""A thread of each of several ranks that ends it where its main thread cannot, since that waits in PyTorch for another.
+"""A thread in each rank that ends the process if the main thread cannot, because it waits in PyTorch for another rank.
 
-Signals reach Python only between two calls into PyTorch, and one that waits for a rank that has died may take half an
-hour. So the thread watches the other ranks and the signals, gives the main thread time to end by itself, and then speaks
-for it. All of this takes less than ten seconds.
+Python handles signals only between calls into PyTorch, and a call that waits for a dead rank may take half an hour. So
+the thread watches the signals and the other ranks, gives the main thread time to end, and then prints the error and ends
+the process in its place. All of this takes less than ten seconds.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from collections.abc import Callable
 from spectra.cli.signals import ENDING, INTERRUPTED, TERMINATED, received
 from spectra.cluster import ranks
 
-TICK = 0.25  # seconds between two looks
-PROMPT = 3.0  # seconds in which a main thread that can ends by itself
-START = (
-    7.0  # seconds in which all ranks of a machine have been started; they may then load PyTorch as long as they like
-)
-LONGEST = 8.0  # seconds in which it has saved its state
-ALIKE = 6.0  # seconds in which ranks that have not met yet end alike, for their command line
+# All in seconds.
+TICK = 0.25  # between two checks
+PROMPT = 3.0  # for a main thread that can end to end
+START = 7.0  # for all processes of a machine to start; loading PyTorch may then take any time
+LONGEST = 8.0  # for the main thread to save its state
+ALIKE = 6.0  # for ranks that are not connected yet to fail for the same reason, such as a bad option
 
-End = Callable[[str, bool, int], None]  # what to say, whether of a rank that is missed, the exit status
+End = Callable[[str, bool, int], None]  # of the message, whether a rank is missing, and the exit status
 
 
 class Sentinel(threading.Thread):
@@ -34,8 +33,8 @@ class Sentinel(threading.Thread):
     def __init__(self, end: End):
         super().__init__(name="sentinel", daemon=True)
         self.end = end
-        self.since: dict[str, float] = {}  # what is seen, and since when
-        self.searched = False  # for the other ranks' processes, to the last
+        self.since: dict[str, float] = {}  # the reasons to end that are present, and since when
+        self.searched = False  # whether all processes of the other ranks have been found
         self.pipe, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -48,8 +47,8 @@ class Sentinel(threading.Thread):
             if not self.searched:
                 self.searched = ranks.met()
                 ranks.siblings.look()
-            for name, seen in self.sights(arrived):
-                if seen:
+            for name, present in self.reasons(arrived):
+                if present:
                     self.since.setdefault(name, time.monotonic())
                 else:
                     self.since.pop(name, None)
@@ -58,12 +57,12 @@ class Sentinel(threading.Thread):
                 return
 
     def signals(self) -> set[int]:
-        """The signals that have come in the last tick."""
+        """The signals that have arrived in the last tick."""
         ready, _, _ = select.select([self.pipe], [], [], TICK)
         return set(os.read(self.pipe, 64)) if ready else set()
 
-    def sights(self, arrived: set[int]) -> list[tuple[str, bool]]:
-        """The reasons to end, each with whether it is seen now."""
+    def reasons(self, arrived: set[int]) -> list[tuple[str, bool]]:
+        """The reasons to end, each with whether it is present now."""
         first, before = ranks.first_to_fail(), self.since
         return [
             ("terminated", "terminated" in before or bool(arrived & set(ENDING))),
@@ -74,8 +73,8 @@ class Sentinel(threading.Thread):
         ]
 
     def verdict(self) -> tuple[str, bool, int] | None:
-        """The message and status to end with, once a reason has lasted too long."""
-        prompt = LONGEST if received() else PROMPT  # where the main thread has had the signal, it is at its end
+        """The arguments of `end`, once a reason has lasted too long."""
+        prompt = LONGEST if received() else PROMPT  # a main thread that has received the signal saves its state
         if self.lasted("terminated", prompt):
             return (ranks.SILENT, True, TERMINATED) if ranks.lost_one() else ("terminated", False, TERMINATED)
         if self.lasted("interrupted", prompt):
@@ -88,6 +87,6 @@ class Sentinel(threading.Thread):
             return ranks.not_started(), True, 2
         return None
 
-    def lasted(self, sight: str, seconds: float) -> bool:
-        """Whether a reason has lasted so long."""
-        return sight in self.since and time.monotonic() - self.since[sight] >= seconds
+    def lasted(self, reason: str, seconds: float) -> bool:
+        """Whether a reason has been present for so long."""
+        return reason in self.since and time.monotonic() - self.since[reason] >= seconds

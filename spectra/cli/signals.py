@@ -1,4 +1,4 @@
-"""Signals by which a machine ends a job: they end a command as Ctrl-C does, so that its state is brought to the disk.
+"""Treat SIGTERM and SIGUSR1, with which a cluster ends a job, like Ctrl-C, so that a command saves its state.
 
 Ctrl-C of a sweep, which ends several commands at once, is handled in `spectra.sweeps.local`.
 """
@@ -9,13 +9,13 @@ import signal
 
 INTERRUPTED = 130
 TERMINATED = 143
-# Slurm ends a job by SIGTERM, and before its time limit sends the signal that was asked for.
+# Slurm ends a job with SIGTERM; before the time limit it sends the signal that the job has requested.
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # Windows: one
 _received: list[type[KeyboardInterrupt]] = []
 
 
 class Terminated(KeyboardInterrupt):
-    """The exception that a signal of `ENDING` raises wherever it finds the program."""
+    """Raised in the main thread by a signal of `ENDING`."""
 
 
 def end_by_signals() -> None:
@@ -32,17 +32,17 @@ def _end(number: int, _frame: object) -> None:
 
 
 def received() -> bool:
-    """Whether the main thread has had such a signal."""
+    """Whether the main thread has received such a signal."""
     return bool(_received)
 
 
 def raise_received() -> None:
-    """Raise again what a signal raised in a callback, out of which Python lets no exception pass."""
+    """Raise the exception of a signal again, in case it was raised in a callback that discards exceptions."""
     if _received:
         raise _received[0]
 
 
 def ignore_signals() -> None:
-    """Ignore signals from now on: the answer stands, and what little is left to do is not to be ended by one."""
+    """Ignore signals from now on: the answer is complete, and the rest must not be interrupted."""
     for number in (*ENDING, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

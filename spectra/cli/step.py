@@ -20,25 +20,25 @@ from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
         "    --optimizer optimizer.pt --to later.pt --out run1",
     ),
 )
-@click.option("--optimizer", metavar="PATH", help="File with the optimizer's state. Append ?name=AdamW to name its class, if the state does not.  [default: the state in the checkpoint]")  # fmt: skip
-@click.option("--to", metavar="PATH", multiple=True, default=(), type=Named(), help="Another checkpoint of the same model, to which the direction is analysed too. Repeatable.")  # fmt: skip
-@click.option("-k", "k", metavar="K", type=Count(min=0), default=K, show_default=True, help="Number of leading eigenvectors in which the share of each direction is measured. 0 leaves this out.")  # fmt: skip
+@click.option("--optimizer", metavar="PATH", help="File with the optimizer's state. Append ?name=AdamW if the state does not name its class.  [default: the state in the checkpoint]")  # fmt: skip
+@click.option("--to", metavar="PATH", multiple=True, default=(), type=Named(), help="Another checkpoint of the same model. The direction to it is analysed too. Repeatable.")  # fmt: skip
+@click.option("-k", "k", metavar="K", type=Count(min=0), default=K, show_default=True, help="Number of leading eigenvectors in which the share of each direction is measured. 0 skips this.")  # fmt: skip
 @click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Tolerance of an eigenpair: its residual relative to |eigenvalue|.")  # fmt: skip
 @click.option("--noise/--no-noise", default=True, show_default=True, help="Estimate the noise scales of the gradient: the batch sizes at which its noise equals its signal.")  # fmt: skip
 @click.option("--population", is_flag=True, default=False, help="For noise scales, treat the data as the whole population instead of a sample from it.")  # fmt: skip
-@click.option("--rho", metavar="R", type=Positive(), default=RHO, show_default=True, help="Radius of the ball in which gradient ascent looks for the largest loss.")  # fmt: skip
+@click.option("--rho", metavar="R", type=Positive(), default=RHO, show_default=True, help="Radius of the ball in which gradient ascent searches for the largest loss.")  # fmt: skip
 @click.option("--adaptive-rho", metavar="R", type=Positive(), default=ADAPTIVE_RHO, show_default=True, help="Radius of a second ball, in which distances are relative to the size of each parameter.")  # fmt: skip
-@click.option("--ascent-steps", metavar="N", type=Count(min=0), default=ASCENT_STEPS, show_default=True, help="Number of steps of ascent in each ball. The first is the step of SAM. 0 leaves the balls out.")  # fmt: skip
+@click.option("--ascent-steps", metavar="N", type=Count(min=0), default=ASCENT_STEPS, show_default=True, help="Number of ascent steps in each ball. The first one is the step of SAM. 0 skips both balls.")  # fmt: skip
 @EIGENVECTORS
 @with_data(SAVE_EVERY, curvature=("hessian", "ggn"), required=True)
 def step(optimizer, to, k, tol, noise, population, rho, adaptive_rho, ascent_steps, **options) -> int:
-    """Analyse what the next step of the optimizer meets.
+    """Analyse the loss along the next step of the optimizer.
 
-    Directions are the gradient, the optimizer's own update, its momentum, and
-    the way to another checkpoint. For each: slope and curvature, the best step
-    and the step after which the loss is back at its value, the curvature within
-    and between layers, and the direction's share in the leading eigenvectors.
-    Then the noise scale of the gradient, and the rise of the loss in a ball.
+    Directions are the negative gradient, the optimizer's update, its momentum, and
+    those to other checkpoints. For each direction the tables show slope, curvature
+    and its part within layers, the best step, the critical step (where the loss is
+    back at its value), and the share in the leading eigenvectors. They also show
+    the noise scale of the gradient, and the largest rise of the loss in a ball.
     """
     with prints_to_stderr():
         from spectra.plots.step import step_figures

@@ -11,7 +11,7 @@ import click
 from spectra.cli.inspect import inspect
 from spectra.cli.layout import Command, Group
 from spectra.cli.options import JSON, Named
-from spectra.cli.plan_options import understood
+from spectra.cli.plan_options import checked_plan
 from spectra.cli.terminal import answer, note
 from spectra.cli.trust import TRUST_PLAN, refuse_elsewhere
 from spectra.errors import SpectraError
@@ -34,14 +34,14 @@ PLAN = click.argument("path", metavar="PLAN", type=Named(path_type=Path))
 def sweep() -> None:
     """Run commands on many checkpoints, here or on Slurm.
 
-    PLAN is a TOML file. Its paths are relative to the directory it is in.
+    PLAN is a TOML file. Paths in it are relative to its directory.
 
     \b
     [problem]                           # options of all commands
     model = "train.py:network"
     data = "train.py:data"
-    checkpoint = "checkpoints/*.pt"     # lists of checkpoint, curvature and
-    curvature = ["hessian", "ggn"]      # seed multiply: each makes a task
+    checkpoint = "checkpoints/*.pt"     # each combination of checkpoint,
+    curvature = ["hessian", "ggn"]      # curvature and seed is a task
     [eig]                               # commands, and their own options
     k = 5
     [trace]
@@ -62,18 +62,18 @@ def sweep() -> None:
 )
 @PLAN
 @click.option("--retry", is_flag=True, help="Run only the tasks that failed or were interrupted.")
-@click.option("--dry-run", is_flag=True, help="Print the tasks and what they will cost, and run none.")
+@click.option("--dry-run", is_flag=True, help="Print the tasks and their expected cost without running them.")
 @TRUST_PLAN
 def run(path, retry, dry_run, trust) -> int:
     """Run the tasks that are not finished, or submit them to Slurm.
 
     Finished tasks are not run again, and failed ones only with --retry.
-    Interrupted tasks resume where they were. On Ctrl-C, all tasks save their
-    state.
+    Interrupted tasks resume where they stopped. On Ctrl-C, all running tasks save
+    their state.
     """
     from spectra.records.files import prepare_directory
 
-    plan = understood(path)
+    plan = checked_plan(path)
     if not trust:
         refuse_elsewhere(path, plan.options)
     wanted = TO_RETRY if retry else TO_RUN
@@ -98,7 +98,7 @@ def status(path, as_json) -> int:
     from spectra.sweeps.tasks import status_of
     from spectra.tables.sweep import status_text
 
-    plan = understood(path)
+    plan = checked_plan(path)
     found = status_of(plan, all_standings(plan, patient=True))
     answer(found.to_json() if as_json else status_text(found))
     return 0
@@ -128,7 +128,7 @@ def collect(path, log, as_json) -> int:
     from spectra.sweeps.evolution import collect as collected
     from spectra.tables.evolution import evolution_text
 
-    plan = understood(path)
+    plan = checked_plan(path)
     evolution = collected(plan)
     files = evolution_files(evolution, plan.out)
     if log:
@@ -143,7 +143,7 @@ def collect(path, log, as_json) -> int:
 
 
 def track(evolution, log: str) -> None:
-    """Hand the numbers of each checkpoint to the tracker of this name."""
+    """Log the numbers of each checkpoint to the tracker of this name."""
     from spectra.sweeps.tracked import scalars_by_step
     from spectra.training.trackers import named_tracker
 
@@ -153,7 +153,7 @@ def track(evolution, log: str) -> None:
 
 
 def all_standings(plan, patient: bool = False) -> list:
-    """The states of all tasks. With patience, also where Slurm does not answer."""
+    """The states of all tasks; `patient` falls back to files alone if Slurm does not answer."""
     from spectra.sweeps.slurm import batch_jobs
     from spectra.sweeps.tasks import standing
 
@@ -163,12 +163,12 @@ def all_standings(plan, patient: bool = False) -> list:
     except SpectraError as error:
         if not patient:
             raise
-        note(f"{error}; what follows is from files alone")
+        note(f"{error}; the states below come from files alone")
     return [standing(plan, task, jobs.get(task.name)) for task in plan.tasks]
 
 
 def outlook(plan, wanted: Sequence[str]) -> str:
-    """The tasks, and what those that would run will cost. Raises SpectraError where their commands would."""
+    """Text on the tasks and the expected cost of those that would run. Raises SpectraError as their commands would."""
     from spectra.sweeps.cost import estimate
     from spectra.sweeps.plan import typed
     from spectra.sweeps.tasks import status_of
@@ -186,7 +186,7 @@ def outlook(plan, wanted: Sequence[str]) -> str:
 
 
 def here(plan, wanted: Sequence[str]) -> int:
-    """Run tasks on this machine; 0 where all of the plan is finished and every tolerance met, else 1."""
+    """Run tasks on this machine; return 0 if the whole plan is finished with every tolerance met, else 1."""
     from spectra.sweeps.local import run_here
     from spectra.sweeps.tasks import standing, status_of
     from spectra.tables.sweep import counts, status_text
@@ -211,7 +211,7 @@ def here(plan, wanted: Sequence[str]) -> int:
 
 
 def on_slurm(plan, wanted: Sequence[str]) -> int:
-    """Submit tasks to Slurm, and print how all stand."""
+    """Submit tasks to Slurm, and print the states of all tasks."""
     from spectra.sweeps.slurm import submit_once
     from spectra.sweeps.tasks import status_of
     from spectra.tables.sweep import counts, status_text
@@ -233,6 +233,6 @@ def on_slurm(plan, wanted: Sequence[str]) -> int:
 
 
 def hint(standings: Sequence) -> None:
-    """Print a note on how to run failed tasks again, where there are any."""
+    """Print a note on how to run failed tasks again, if there are any."""
     if failed := sum(s.state == "failed" for s in standings):
-        note(f"{failed} failed; once what they tell is put right, run them again by --retry")
+        note(f"{failed} failed; correct the errors above and run these tasks again with --retry")

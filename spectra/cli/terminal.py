@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from spectra.cli.flags import with_flags
-from spectra.cli.progress import Line, Telling, begin_work, clear_line, progress_line, tell_heading
+from spectra.cli.progress import Display, Line, begin_work, clear_line, progress_line, show_heading
 from spectra.commands import COMMANDS
 from spectra.errors import SpectraError
 from spectra.quoting import LINE, escaped, quoted
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from spectra.records.problem import ProblemRecord
     from spectra.records.record import Record
 
-_printed = ""  # of the present command's answer, before the rest of it was known
+_printed = ""  # the part of the answer that was printed before the rest was known
 
 
 def note(text: str) -> None:
@@ -35,17 +35,17 @@ def note(text: str) -> None:
 
 
 def for_terminal(text: str) -> str:
-    """`text` with arguments of the library as options of the command line, where a command runs."""
+    """Replace names of arguments by flags, if a command is running."""
     context = click.get_current_context(silent=True)
     return with_flags(text, context.find_root().command) if context else text
 
 
 @contextmanager
 def prints_to_stderr() -> Iterator[None]:
-    """Whatever a user's code prints inside, even from C, goes to standard error, as does progress.
+    """Send to standard error what user code prints inside this context, even from C, and progress.
 
-    So does the heading, unless a terminal is to show the answer in tables: elsewhere standard output stays empty until
-    there is an answer, since there may come none.
+    The heading goes there too, unless standard output is a terminal that will show tables: otherwise standard output
+    stays empty until the answer is complete.
     """
     global _printed
     context = click.get_current_context(silent=True)
@@ -58,30 +58,31 @@ def prints_to_stderr() -> Iterator[None]:
     def print_at_once(text: str) -> None:
         text = for_terminal(text)
         if watched:
-            with suppress(OSError):  # the rest of the answer will meet the same
+            with suppress(OSError):  # printing the rest of the answer raises the same error
                 os.write(kept, text.encode(stdout.encoding or "utf-8", "replace"))
         else:
             print(text, end="", file=sys.stderr, flush=True)
 
     os.dup2(2, 1)
     sys.stdout = sys.stderr
-    telling = Telling(print_at_once, watched or sys.stderr.isatty())
+    display = Display(print_at_once, watched or sys.stderr.isatty())
     try:
-        with telling:
+        with display:
             yield
     except SystemExit as error:
-        text = f"code of yours ended the program (SystemExit: {error.code}); take that out of it"
+        status = "" if error.code is None else error.code
+        text = f"your code called sys.exit({status}); remove the call"
         raise SpectraError(f"--model, --data, --transform, --loss or --operator: {text}") from error
     finally:
-        ctypes.CDLL(None).fflush(None)  # what C code printed waits in a buffer of its own
+        ctypes.CDLL(None).fflush(None)  # C code has a buffer of its own
         sys.stdout = stdout
         os.dup2(kept, 1)
         os.close(kept)
-        _printed = telling.printed if watched else ""
+        _printed = display.printed if watched else ""
 
 
 def usual_heading(problem: ProblemRecord) -> str:
-    """The heading of tables: what is looked at, and its loss."""
+    """The heading of tables: model, data, sizes and loss."""
     from spectra.tables.results import heading, rendered
 
     return rendered(heading(problem))
@@ -89,7 +90,7 @@ def usual_heading(problem: ProblemRecord) -> str:
 
 @dataclass(frozen=True)
 class Terminal:
-    """The listener of a command's run: what passes goes to standard error, the heading to where the answer goes."""
+    """A listener that shows a run's progress and notes on standard error, and its heading with the answer."""
 
     text: Callable[[ProblemRecord], str] = usual_heading
 
@@ -100,7 +101,7 @@ class Terminal:
         return progress_line(name)
 
     def heading(self, problem: ProblemRecord) -> None:
-        tell_heading(self.text(problem))
+        show_heading(self.text(problem))
 
     def note(self, text: str) -> None:
         note(text)
@@ -110,18 +111,18 @@ TERMINAL = Terminal()
 
 
 def answer(text: str) -> None:
-    """Print lines on standard output, without control characters. Raises SpectraError where that is full."""
+    """Print lines on standard output, with control characters escaped. Raises SpectraError if it is full."""
     try:
         print("\n".join(map(escaped, text.split("\n"))), flush=True)
     except BrokenPipeError:
-        raise  # whoever reads has seen enough: click ends quietly
+        raise  # the reader has closed the pipe: click ends quietly
     except OSError as error:
-        text = f"cannot be written ({error.strerror}); free some space, or write it elsewhere"
+        text = f"cannot be written ({error.strerror}); free some space, or redirect it elsewhere"
         raise SpectraError(f"standard output: {text}") from error
 
 
 def finish(record: Record, as_json: bool, text: str) -> int:
-    """Print, and say by the exit status whether every tolerance was met and every number is finite."""
+    """Print the answer and return 0 if every tolerance was met and every number is finite, else 1."""
     if as_json:
         answer(record.to_json())
     elif not _printed:
@@ -134,17 +135,15 @@ def finish(record: Record, as_json: bool, text: str) -> int:
 
 
 def why_not(record: Record) -> str:
-    """The reason why the first result is not as good as was asked, and the way out; empty where all are."""
+    """Why the first unsatisfactory result falls short, and the way out; empty if all are satisfactory."""
     limit = record.problem.option("max_products")
     for result in record.results:
         name = result.curvature
-        # Where checks have found products finite, a number that is missing is one that --max-products left none for.
+        # If the checks found finite products, a number that is missing is due to --max-products.
         short = limit is not None and math.isfinite(result.noise or math.nan) and result.products >= limit - 1
         if not result.is_finite() and not short:
-            where = (
-                "at what the operator returns" if record.problem.operators else "for a derivative of sqrt or norm at 0"
-            )
-            way_out = f"try --dtype float64, or look {where}"
+            where = "what the operator returns" if record.problem.operators else "the model for sqrt or norm at 0"
+            way_out = f"try --dtype float64, or check {where}"
             return f"{name}: a number is not finite{missing(result)}; {way_out}"
         if not result.converged:
             return f"{name}: not converged in {counted(result.products, 'product')}; {COMMANDS[record.command].way_out}"
@@ -152,7 +151,7 @@ def why_not(record: Record) -> str:
 
 
 def missing(result: Entry) -> str:
-    """How many examples have numbers that are not finite, and which is the first; empty where that is not of examples."""
+    """Text on the examples with numbers that are not finite; empty for results without numbers of single examples."""
     for name in ("eigenvalues_by_example", "traces_by_example"):
         found = getattr(result, name.replace("eigenvalues", "values"), None)
         if found is not None:

@@ -1,4 +1,4 @@
-"""Whose code runs: what is typed does; what a result or a TOML file names does where they may name it, or by --trust."""
+"""Decide which code may run: code named on the command line, code that a file may name, and all code with --trust."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from click.core import ParameterSource
 from spectra.errors import SpectraError
 from spectra.quoting import quoted
 
-TRUSTED, NAMED_BY = "spectra.trusted", "spectra.named by"  # in context.meta; the latter: --config, and whether a result
-WAY_OUT = "type {} yourself, or allow it by --trust"
+# Keys in context.meta: whether --trust was given; the path of --config, and whether it is a result.
+TRUSTED, NAMED_BY = "spectra.trusted", "spectra.named by"
+WAY_OUT = "give {} on the command line, or allow it with --trust"
 
 
 def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -21,15 +22,14 @@ def remember(context: click.Context, _parameter: click.Parameter, value: bool) -
     context.meta[TRUSTED] = value
 
 
-TRUST = click.option("--trust", is_flag=True, is_eager=True, expose_value=False, callback=remember, help="Run any code that --config names, wherever it lies.")  # fmt: skip
-TRUST_PLAN = click.option("--trust", is_flag=True, help="Run any code that the plan names, wherever it lies.")
+TRUST = click.option("--trust", is_flag=True, is_eager=True, expose_value=False, callback=remember, help="Allow the file of --config to run any code that it names, wherever the code is.")  # fmt: skip
+TRUST_PLAN = click.option(
+    "--trust", is_flag=True, help="Allow the plan to run any code that it names, wherever the code is."
+)
 
 
 def vouched(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    """The value of an option that names code, as it is, or values of a repeatable one.
-
-    Raises SpectraError where a file names what it may not.
-    """
+    """Return the value of an option that names code. Raises SpectraError if a file names code that it may not name."""
     if isinstance(value, tuple):
         return tuple(vouched(context, parameter, one) for one in value)
     if value is None or context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT_MAP:
@@ -41,19 +41,20 @@ def vouched(context: click.Context, parameter: click.Parameter, value: Any) -> A
 
     option = max(parameter.opts, key=len)
     if a_result and not comes_with_packages(parameter.name, value):
-        text = "which would run as code, and a result is data"
+        text = "which would run as code, but a result may only hold data"
     elif not a_result and not lies_beside(value, path.parent, Path.cwd(), parameter.name):
-        text = "which would run as code, and lies neither beside that file nor in an installed package"
+        text = "which would run as code, but is neither beside that file nor in an installed package"
     else:
         return value
     raise SpectraError(f"--config {quoted(path)}: names {option} {quoted(value)}, {text}; {WAY_OUT.format(option)}")
 
 
 def refuse_elsewhere(path: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise SpectraError where a plan names code of Python itself, or what does not lie beside it.
+    """Raise SpectraError if a plan names code of Python's standard library, or code that is not beside the plan.
 
     Args:
-        options: of each command.
+        path: the path of the plan.
+        options: the options of each command, by its name.
     """
     from spectra.inputs.origin import RUN, is_code, is_standard, lies_beside
 
@@ -63,9 +64,9 @@ def refuse_elsewhere(path: Path, options: Mapping[str, Mapping[str, Any]]) -> No
             if key.replace("-", "_") not in RUN or not isinstance(value, str) or not is_code(value, key):
                 continue
             if is_standard(value):
-                text = "comes with Python itself and makes nothing of this kind; name a function of yours"
+                text = "comes with Python itself and builds nothing of this kind; name a function of yours"
             elif not lies_beside(value, folder, folder, key):
-                text = "lies neither beside the plan nor in an installed package; move it there, or allow it by --trust"
+                text = "is neither beside the plan nor in an installed package; move it there, or allow it with --trust"
             else:
                 continue
             raise SpectraError(f"PLAN {quoted(path)}: {key} = {quoted(value)} {text}")

@@ -1,1 +1,1 @@
-"""Several matrices of one problem set against each other."""
+"""Comparison of several matrices: distances, eigenspaces, spectra, and the causes of differences."""

@@ -1,4 +1,4 @@
-"""The agreement of the leading eigenspaces of two matrices, and where no gap makes it meaningful."""
+"""Overlap of the leading eigenspaces of two matrices, and whether a spectral gap makes it reliable."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from spectra.spectrum.subspaces import WHOLE_SPACE, Gap, gap_behind, overlap, ov
 
 @dataclass(frozen=True)
 class Leading:
-    """Eigenpairs by falling |value|, one more than are compared where there is one; vectors in a common basis."""
+    """Leading eigenpairs by falling |value|, one more than are compared if there is one; vectors in a common basis."""
 
     values: np.ndarray  # (k + 1,)
     residuals: np.ndarray  # (k + 1,)
     coordinates: np.ndarray  # (k + 1, r), orthonormal rows
 
     def gap(self, j: int) -> Gap:
-        """The gap behind the first j; where nothing follows they span the whole space."""
+        """The spectral gap after the first j eigenvalues; `WHOLE_SPACE` if there are no others."""
         return gap_behind(np.abs(self.values), self.residuals, j) or WHOLE_SPACE
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The agreement of the spaces that the first j eigenvectors of A and of B span."""
+    """The agreement of the spans of the first j eigenvectors of A and of B."""
 
     j: int
     overlap: float  # |U_A U_B'|_F^2 / j
     error: float  # bound, from residuals
     angles: np.ndarray  # (j,) radians, rising
-    gap: float  # the smaller of the relative gaps behind j in A and in B
-    reliable: bool  # there is a gap behind j in A and in B (`Gap.reliable`)
+    gap: float  # the smaller of the relative gaps after j in A and in B
+    reliable: bool  # there is a gap after j in A and in B (`Gap.reliable`)
 
 
 def agreements(first: Leading, second: Leading, k: int) -> list[Agreement]:
-    """The agreement of the leading j-spaces for j = 1 .. k, or for as many as both matrices have."""
+    """The agreement of the leading j-dimensional eigenspaces for j = 1 .. k, or up to what both matrices have."""
     found = []
     for j in range(1, 1 + min(k, len(first.values), len(second.values))):
         here, there = first.coordinates[:j], second.coordinates[:j]

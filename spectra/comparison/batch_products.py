@@ -1,6 +1,6 @@
-"""The outer products of the gradients of whole batches, against the Fisher matrix that they are taken for.
+"""Compare the mean outer product of batch gradients with the Fisher matrix, for which it is often mistaken.
 
-For batches of b examples, split by chance, they are about g g' + covariance / b: small, and of the wrong shape.
+For random batches of b examples it is about g g' + covariance / b, which is much smaller and has another shape.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from spectra.problem.problem import Problem
 from spectra.spectrum.estimates import Estimate
 from spectra.vectors import norm, orthonormal
 
-USUAL = 128  # examples in a batch, where nobody says how many
-TAKEN_FOR = ("fisher", "fisher-empirical")  # what people mean when they make it
+USUAL = 128  # examples in a batch, unless the user gives a number
+TAKEN_FOR = ("fisher", "fisher-empirical")  # the matrices for which it is mistaken
 
 
 def in_usual_batches(problem: Problem) -> Problem:
-    """The problem with its examples in their order, in batches of `USUAL`; as it is where the loss takes whole ones."""
+    """The problem with the same examples in batches of `USUAL`; unchanged if the loss takes whole batches."""
     if takes_whole_batches(problem):
         return problem
     batches = [b.part(slice(i, i + USUAL)) for b in problem.batches for i in range(0, len(b), USUAL)]
@@ -31,14 +31,14 @@ def in_usual_batches(problem: Problem) -> Problem:
 
 @dataclass(frozen=True)
 class BatchProducts:
-    """Outer products of the gradients of whole batches, against matrices that they are taken for."""
+    """The trace of fisher-batch, and its distances from the matrices for which it is mistaken."""
 
     batch_size: int
     trace: Estimate
-    predicted_trace: float | None  # |g|^2 + (tr EF - |g|^2) (N - b) / (b (N - 1)), of a split by chance; needs EF
-    whole_trace: float  # |g|^2, what a single batch of all examples gives
-    distances: dict[str, Estimate]  # |A - it|_F / |A|_F by the name of A
-    scaled_distances: dict[str, Estimate]  # the same at the best scale
+    predicted_trace: float | None  # |g|^2 + (tr EF - |g|^2) (N - b) / (b (N - 1)), for a random split; needs EF
+    whole_trace: float  # |g|^2, for a single batch of all examples
+    distances: dict[str, Estimate]  # |A - B|_F / |A|_F by the name of A, with B = fisher-batch
+    scaled_distances: dict[str, Estimate]  # |A - c* B|_F / |A|_F, with the best scale c*
 
 
 def batch_products(
@@ -49,14 +49,15 @@ def batch_products(
     probes: int,
     generator: torch.Generator,
 ) -> BatchProducts:
-    """Compare fisher-batch of the problem with the matrices that it is taken for.
+    """Compare fisher-batch of a problem with the matrices for which it is mistaken.
 
     Args:
-        problem: the problem on the batches that fisher-batch is made of.
-        comparison: what is known of the other matrices.
+        problem: the problem, with the batches of fisher-batch.
+        comparison: the comparison of the other matrices.
         batches: the operator of fisher-batch, (n, n).
         gradient: the gradient of the mean loss, (n,).
         probes: the number of random vectors.
+        generator: the source of random vectors, on the CPU.
     """
     others = {name: comparison.portraits[name].operator for name in TAKEN_FOR if name in comparison.portraits}
     rows = torch.cat([comparison.basis, placed(gradient[None], batches)]) if norm(gradient) else comparison.basis

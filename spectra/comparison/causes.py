@@ -1,8 +1,8 @@
-"""Why the matrices of a problem differ, in sentences made of numbers.
+"""Explain in sentences with numbers why the matrices of a problem differ.
 
 Hessian - GGN       sum over examples and outputs of dl/df times the second derivative of f by the parameters
-GGN - Fisher        zero, where the loss is -log p of the outputs as natural parameters
-Fisher - empirical  labels that the model would draw against those there are
+GGN - Fisher        zero, if the loss is -log p with the outputs as natural parameters
+Fisher - empirical  labels drawn from the model, instead of the labels of the data
 batch gradients     about g g' + covariance / b, whatever the empirical Fisher is
 """
 
@@ -33,11 +33,13 @@ class Cause:
 def causes(
     comparison: Comparison, found: Residuals, gradient_square: float, batch: BatchProducts | None, natural: bool = True
 ) -> list[Cause]:
-    """The reasons that are known for differences of the matrices compared.
+    """The known reasons for the differences of the compared matrices.
 
     Args:
-        found: residuals of the problem that the matrices are of.
-        gradient_square: |g|^2, of the gradient of the mean loss.
+        comparison: the comparison of the matrices.
+        found: the residuals of the problem.
+        gradient_square: |g|^2, with g the gradient of the mean loss.
+        batch: the comparison with fisher-batch; None: left out.
         natural: whether outputs are natural parameters of the loss's distribution, so that ggn equals fisher.
     """
     return [*pair_causes(comparison, found, gradient_square, natural), *batch_causes(comparison, batch)]
@@ -62,7 +64,7 @@ def curvature_of_the_model(pair: Pair, comparison: Comparison, found: Residuals,
     """The reason for Hessian - GGN: the model's own curvature."""
     numbers = {"residuals": asdict(found), "gradient_norm": gradient_square**0.5, "distance": pair.distance}
     if pair.rounding:
-        text = f"is rounding: the model is linear in these parameters, or nothing is left of dl/df (now {size(found)})"
+        text = f"is rounding: the model is linear in these parameters, or dl/df is almost zero (now {size(found)})"
     else:
         part = share(pair.distance, comparison, pair.first)
         ends = (
@@ -71,15 +73,15 @@ def curvature_of_the_model(pair: Pair, comparison: Comparison, found: Residuals,
             else ""
         )
         text = (
-            f"is the model's own curvature, weighted by dl/df: it makes {part}, "
+            f"is the model's own curvature, weighted by dl/df. Its norm is {part}, "
             f"its trace is {pair.trace_difference}{ends}. {size(found)}; gradient norm {gradient_square**0.5:.3g}"
         )
     return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", numbers)
 
 
 def nothing(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
-    """The reason for GGN - Fisher, which is zero but for rounding."""
-    verdict = "which is rounding" if pair.rounding else "which is more than rounding: look at the size of the outputs"
+    """The reason for GGN - Fisher, which is zero up to rounding."""
+    verdict = "which is rounding" if pair.rounding else "which is more than rounding: check the size of the outputs"
     seen = f"{pair.distance.value:.1e} of |{pair.first}|, {verdict}"
     if not math.isfinite(pair.distance.value):
         seen = share(pair.distance, comparison, pair.first)
@@ -88,16 +90,16 @@ def nothing(pair: Pair, comparison: Comparison, found: Residuals, gradient_squar
 
 
 def curvature_of_the_loss(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
-    """The reason for GGN - Fisher, where the loss's curvature depends on the labels."""
+    """The reason for GGN - Fisher, if the loss's curvature depends on the labels."""
     text = (
-        "is the curvature of the loss at the labels of the data, less its expectation over labels of the model: it "
-        f"makes {share(pair.distance, comparison, pair.first)}"
+        "is the curvature of the loss at the labels of the data, minus its expectation over labels drawn from the "
+        f"model. Its norm is {share(pair.distance, comparison, pair.first)}"
     )
     return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", {"distance": pair.distance})
 
 
 def labels(pair: Pair, comparison: Comparison, found: Residuals, gradient_square: float) -> Cause:
-    """The reason for Fisher - empirical Fisher: labels of the data are not those that the model would draw."""
+    """The reason for Fisher - empirical Fisher: the labels of the data differ from labels drawn from the model."""
     trace = traced(comparison, "fisher-empirical").value
     part = gradient_square / trace if trace else None
     numbers = {
@@ -113,36 +115,36 @@ def labels(pair: Pair, comparison: Comparison, found: Residuals, gradient_square
     if found.ratio is not None:
         seen = f"{found.ratio:.3g} times what the model expects"
     text = (
-        f"is labels of the model against those of the data: |dl/df|^2 is {seen}{calibration(found)}. "
-        f"The distance is {share(pair.distance, comparison, pair.first)}"
+        f"comes from the labels, which are drawn from the model or taken from the data: with those of the data, "
+        f"|dl/df|^2 is {seen}{calibration(found)}. The distance is {share(pair.distance, comparison, pair.first)}"
     )
     if math.isfinite(pair.scaled_distance.value):
         text += f", and {percent(pair.scaled_distance)} at the best scale {pair.scale}"
     if part is not None:
-        text += f"; the mean gradient makes {100 * part:.2g} % of the trace of fisher-empirical"
+        text += f"; the mean gradient contributes {100 * part:.2g} % of the trace of fisher-empirical"
     return Cause((pair.first, pair.second), f"{pair.first} - {pair.second} {text}.", numbers)
 
 
 def batch_causes(comparison: Comparison, batch: BatchProducts | None) -> Iterator[Cause]:
-    """The reason for the difference from fisher-batch, where its products are known."""
+    """The reason for the difference from fisher-batch, if it was compared."""
     if not batch:
         return
     b = f"{batch.batch_size:,}"
-    predicted = f", of trace {batch.predicted_trace:.3g} for a split by chance" if batch.predicted_trace else ""
+    predicted = f", with trace {batch.predicted_trace:.3g} for a random split" if batch.predicted_trace else ""
     for name, distance in list(batch.distances.items())[:1]:
         best = batch.scaled_distances[name]
         scaled = f", {percent(best)} at the best scale" if math.isfinite(best.value) else ""
         text = (
             f"{name} - fisher-batch: outer products of the gradients of batches of {b} are about g g' + covariance / "
-            f"{b}{predicted}; the trace of theirs is {batch.trace}, that of {name} {traced(comparison, name)}. "
+            f"{b}{predicted}. Their trace is {batch.trace}, and that of {name} is {traced(comparison, name)}. "
             f"The distance is {share(distance, comparison, name)}{scaled}. "
-            f"One batch of all examples has trace {batch.whole_trace:.3g}, and none where the gradient is zero."
+            f"With one batch of all examples the trace is {batch.whole_trace:.3g}, the squared norm of the gradient."
         )
         yield Cause((name, "fisher-batch"), text, asdict(batch))
 
 
 def traced(comparison: Comparison, name: str) -> Estimate:
-    """The trace of a matrix that has been compared with others, of which each has its trace estimated."""
+    """The trace of a compared matrix, which is always estimated."""
     trace = comparison.portraits[name].trace
     assert trace is not None
     return trace
@@ -158,7 +160,7 @@ def size(found: Residuals) -> str:
 
 
 def calibration(found: Residuals) -> str:
-    """The confidence and its error in parentheses; empty where the loss has none."""
+    """The confidence and the calibration error in parentheses; empty if the loss has no probabilities."""
     if found.confidence is None or found.accuracy is None or found.calibration_error is None:
         return ""
     return (
@@ -168,7 +170,7 @@ def calibration(found: Residuals) -> str:
 
 
 def share(distance: Estimate, comparison: Comparison, name: str) -> str:
-    """A distance as a share of the norm of the matrix `name`, which may be zero or not finite."""
+    """A distance in percent of the norm of the matrix `name`, in words if that is zero or not finite."""
     if math.isfinite(distance.value):
         return f"{percent(distance)} of |{name}|"
     norm = comparison.portraits[name].norm

@@ -1,7 +1,7 @@
-"""Several matrices of one shape set against each other: distances, eigenspaces, spectra, each with its error.
+"""Compare several matrices of one size: distances, eigenspaces and spectra, each with its error.
 
-Every matrix is multiplied by the same vectors, and its spectral measure starts from the same ones: what they share
-cancels, and the errors are those of the differences. Knows operators, nothing of networks.
+All matrices are multiplied by the same random vectors, so that in differences the errors of common parts cancel. This
+module knows operators, nothing of networks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Watch = Callable[[str], AbstractContextManager[Progress | None]]
 
 @dataclass
 class Comparison:
-    """The portraits of all matrices and the comparisons of all pairs, in the order given."""
+    """The results of `compare`: a portrait of each matrix and a comparison of each pair, in the order given."""
 
     k: int
     portraits: dict[str, Portrait]
@@ -57,7 +57,7 @@ class Comparison:
 
 @contextmanager
 def quiet(what: str) -> Iterator[None]:
-    """A context in which nobody follows the progress."""
+    """A context that reports no progress."""
     yield None
 
 
@@ -115,7 +115,7 @@ def compare(
     seed = int(torch.randint(2**62, (), generator=generator))
 
     def again(use: int) -> torch.Generator:
-        """The same numbers for every matrix."""
+        """A generator that draws the same numbers for every matrix."""
         return torch.Generator().manual_seed(seed + use)
 
     portraits: dict[str, Portrait] = {}
@@ -146,31 +146,29 @@ def compare(
 
 
 def of_one_size(operators: Mapping[str, Any]) -> dict[str, SymmetricOperator]:
-    """The operators of one size. Raises SpectraError where their sizes differ or they are fewer than two."""
+    """Convert the matrices to operators. Raises SpectraError if their sizes differ, or for fewer than two."""
     if not isinstance(operators, Mapping):
-        raise ArgumentError(f"`operators` of type {type(operators).__name__}: give matrices by name, in a dict")
-    refuse_alone(operators)
+        raise ArgumentError(f"`operators`: expected a dict of matrices by name, got {type(operators).__name__}")
+    refuse_alone(operators, "operators", "give two matrices or more")
     found = {name: as_operator(operator, f"operators[{name!r}]") for name, operator in operators.items()}
     sizes = {name: operator.shape[0] for name, operator in found.items()}
     if len(set(sizes.values())) > 1:
-        raise ArgumentError(f"`operators` of different sizes, {sizes}: compare matrices of one problem")
+        raise ArgumentError(f"`operators`: the matrices have different sizes, {sizes}; give matrices of one size")
     return found
 
 
 def preconditioned(precondition: Any, operator: SymmetricOperator) -> SymmetricOperator:
-    """The preconditioned matrix of an operator. Raises ArgumentError where `precondition` is of another type."""
+    """The preconditioned matrix of an operator. Raises ArgumentError if `precondition` has another type."""
     if not isinstance(precondition, Preconditioner):
         raise wrong("precondition", precondition, "what spectra.preconditioner returns")
     return precondition.around(operator)
 
 
-def refuse_alone(names: Collection[str]) -> None:
-    """Raise SpectraError where there are fewer than two matrices."""
+def refuse_alone(names: Collection[str], argument: str, way_out: str) -> None:
+    """Raise SpectraError for fewer than two matrices."""
     if len(names) < 2:
         named = " ".join(names) or "(none)"
-        raise SpectraError(
-            f"`curvature` {named}: there is nothing to compare it with; name two matrices or more, or a `loss_part`"
-        )
+        raise SpectraError(f"`{argument}` {named}: there is no second matrix to compare with; {way_out}")
 
 
 def multiply(
@@ -181,7 +179,7 @@ def multiply(
     generator: torch.Generator,
     progress: Progress | None,
 ) -> FrobeniusProducts | None:
-    """Multiply all matrices with the same vectors, where there is room for a probe; set norms and traces."""
+    """Multiply all matrices by the same vectors and set norms and traces; None if the budget is too small."""
     room = limit - max(portrait.products for portrait in portraits.values()) - len(basis)
     if room < 1:
         return None

@@ -1,12 +1,12 @@
-"""Frobenius products of several matrices, from the same vectors: exact on a subspace, by chance on the rest.
+"""Estimate the Frobenius products of several matrices: exactly on a subspace, by random vectors on its complement.
 
 For U (r, n) with orthonormal rows and P = I - U'U,
 
     <A, B> = 2 <AU', BU'> - <UAU', UBU'> + <PAP, PBP>,        tr A = tr UAU' + tr PAP.
 
 The first terms take r products of each matrix. The last are n - r times the means of (PAw)'(PBw) and w'Aw over w
-uniform on the unit sphere of the complement: what probes must tell is only what U leaves. The same w for all matrices
-makes the errors of differences small where the matrices are alike.
+uniform on the unit sphere of the complement, so that only the complement of U has a random error. The same w for all
+matrices makes the errors of differences small if the matrices are similar.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from spectra.vectors import map_shards, norms, row_dots, sum_shards
 class FrobeniusProducts:
     """The inner products <A, B> and traces of q matrices and of their differences, s = q + q (q - 1) / 2 items in all.
 
-    `items` gives the place of the matrix A under (A,), and of A - B, whose products are of differences of images and
-    so lose no digits, under (A, B).
+    `items` gives the index of A under (A,) and of A - B under (A, B). Products of A - B are computed from differences
+    of images, which avoids cancellation.
     """
 
     items: dict[tuple[str, ...], int]
-    exact: np.ndarray  # (s, s), what is known of the products
-    samples: np.ndarray  # (m, s, s), whose mean is the rest
+    exact: np.ndarray  # (s, s), the exact part of the products
+    samples: np.ndarray  # (m, s, s), with the rest as their mean
     exact_traces: np.ndarray  # (s,)
     trace_samples: np.ndarray  # (m, s)
     inside: dict[str, np.ndarray]  # U A U' (r, r) of each matrix
@@ -67,7 +67,7 @@ class FrobeniusProducts:
         return self._ratio(lambda gram: gram[..., i, j] / gram[..., j, j])
 
     def scaled_distance(self, first: str, second: str) -> Estimate:
-        """|A - c* B|_F / |A|_F, the sine of the angle between them: by A - B, so that small ones keep their digits."""
+        """The distance |A - c* B|_F / |A|_F, the sine of the angle between A and B, computed accurately from A - B."""
         i, j, d = self.items[first,], self.items[second,], self.items[first, second]
 
         def sine(gram: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ class FrobeniusProducts:
         return self._ratio(sine)
 
     def _ratio(self, statistic) -> Estimate:
-        """Nan, not a warning, where a matrix is zero."""
+        """An estimate of a ratio; nan without a warning if a matrix is zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return of_means(statistic, self.exact, self.samples)
 
@@ -91,7 +91,7 @@ def frobenius_products(
 ) -> FrobeniusProducts:
     """Estimate all <A, B> from products with an orthonormal `basis` (r, n) and with `probes` random vectors.
 
-    All matrices must be of one shape; r + probes products of each, no probes where the basis spans everything.
+    All matrices must have one shape. It takes r + probes products of each, without probes if the basis spans all.
     """
     first, pairs = next(iter(operators.values())), list(combinations(operators, 2))
     complement, rest = Deflated(first, basis), first.shape[0] - len(basis)
@@ -145,7 +145,7 @@ def square(rows: Tensor) -> Tensor:
 
 
 def root(squares: np.ndarray) -> np.ndarray:
-    """The square root, of zero where rounding leaves less."""
+    """The square root; zero for values that rounding made negative."""
     return np.sqrt(np.maximum(squares, 0))
 
 

@@ -1,4 +1,4 @@
-"""The same problem on other data: same model, same parameters, same loss."""
+"""Build the problem of the same model, parameters and loss on other data."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ def on_other_data(problem: Problem, data: str, transform: str | None, model: str
     """The problem on all examples of `data`, in batches of the same size, and the fields that describe it.
 
     Args:
-        transform, model: specs as on the command line, which choose the transform of images.
+        problem: the problem on the first data.
+        data: the name of the other data, as for `data`.
+        transform: the name of the transform; None: the one that belongs to the model.
+        model: the name of the model.
 
-    Raises SpectraError, as loading the first data did.
+    Raises:
+        SpectraError: the data cannot be loaded, or the model fails on them.
     """
     try:
         with taking_memory(f"{OPTION} {data}", "name fewer examples"):

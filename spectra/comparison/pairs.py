@@ -1,4 +1,4 @@
-"""Two matrices against each other: the numbers of one pair, each with its error."""
+"""Compare two matrices: the numbers of one pair, each with its error."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from spectra.operator import SymmetricOperator, Wrapper
 from spectra.spectrum.estimates import Estimate
 from spectra.spectrum.transport import distances_of_spectra
 
-ROUNDING = 100  # times epsilon: matrices that are relatively nearer differ by the rounding of products
-LOOSE = 1e-2  # relative residual at which the ends of a difference are good enough to end the search
+ROUNDING = 100  # times epsilon: a relative distance below this is due to rounding of products
+LOOSE = 1e-2  # relative residual at which the search for the ends of a difference stops
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Extreme(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """The comparison of A, named `first`, with B, named `second`. None is what was not asked for or had no budget."""
+    """The comparison of A (`first`) with B (`second`); None for what was not requested or exceeded the budget."""
 
     first: str
     second: str
@@ -50,7 +50,7 @@ class Pair:
     scale: Estimate  # c* = <A, B> / |B|_F^2
     scaled_distance: Estimate  # |A - c* B|_F / |A|_F
     trace_difference: Estimate  # tr (A - B)
-    rounding: bool  # the distance is no more than rounding of products makes
+    rounding: bool  # the distance is within the rounding of products
     agreements: list[Agreement]
     first_by_second: np.ndarray  # u'B u (k,) for the eigenvectors u of A
     second_by_first: np.ndarray  # u'A u (k,) for the eigenvectors u of B
@@ -61,7 +61,7 @@ class Pair:
 
 
 class Ends(NamedTuple):
-    """The settings of the search for the extreme eigenvalues of a difference; steps of 0: no search."""
+    """The settings of the search for the extreme eigenvalues of a difference; with 0 steps there is no search."""
 
     steps: int
     limit: float
@@ -77,7 +77,7 @@ def compare_pair(
     k: int,
     ends: Ends,
 ) -> Pair:
-    """Compare two matrices by the products, eigenspaces and spectra that are known of each."""
+    """Compare two matrices by their Frobenius products, leading eigenspaces and spectra."""
     first, second = names
     distance = products.distance(first, second)
     norm = products.norm(first, second).value
@@ -108,7 +108,7 @@ def extremes(
 ) -> tuple[Extreme | None, Extreme | None]:
     """The largest and the smallest eigenvalue of A - B.
 
-    Of rounding errors, which are no symmetric matrix, only that both lie within their norm `rounding`.
+    If A - B is rounding, with norm `rounding`, both are given as 0 with that norm as residual.
     """
     if not ends.steps:
         return None, None

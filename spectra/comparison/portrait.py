@@ -1,4 +1,4 @@
-"""One matrix among those that are compared: its leading eigenpairs, its spectral measure, its size, its cost."""
+"""The portrait of one compared matrix: leading eigenpairs, spectral measure, norm, trace and cost."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from spectra.vectors import all_finite, map_shards, on_device, orthonormal, take
 
 @dataclass
 class Portrait:
-    """The findings about one matrix alone, and what they cost."""
+    """The results for one matrix alone, and their cost."""
 
     operator: Counting
     eigenpairs: Eigenpairs  # by falling |value|, one more than are compared
-    measure: SpectralMeasure | None = None  # None where it was not asked for, or the budget had ended
+    measure: SpectralMeasure | None = None  # None if it was not requested, or exceeded the budget
     norm: Estimate | None = None  # |A|_F
     trace: Estimate | None = None
     seconds: float = 0.0
 
     @property
     def products(self) -> int:
-        """The products taken so far, all counted."""
+        """The number of products taken so far."""
         return self.operator.products
 
     @property
     def converged(self) -> bool:
-        """Whether eigenpairs and spectral measure have converged, and nothing was left out for want of products."""
+        """Whether eigenpairs and spectral measure have converged, and the budget of products sufficed."""
         measured = self.measure is None or self.measure.converged
         return self.eigenpairs.converged and measured and self.norm is not None
 
 
 @contextmanager
 def timed(portraits: Iterable[Portrait]) -> Iterator[None]:
-    """A context whose seconds these matrices share alike."""
+    """A context that divides its duration equally among these matrices."""
     start, portraits = time.perf_counter(), list(portraits)
     yield
     for portrait in portraits:
@@ -59,14 +59,14 @@ def portray(operator: SymmetricOperator, k: int, **search) -> Portrait:
     """Find the first k eigenpairs by |value|; `search` is passed to `eigenpairs`."""
     start, counted = time.perf_counter(), Counting(operator)
     pairs = eigenpairs(counted, k, **search)
-    pairs = replace(pairs, vectors=on_device(pairs.vectors, operator.device))  # where those of all matrices are held
+    pairs = replace(pairs, vectors=on_device(pairs.vectors, operator.device))  # with those of the other matrices
     return Portrait(counted, pairs, seconds=time.perf_counter() - start)
 
 
 def find_measure(
     portrait: Portrait, probes: int, steps: int, limit: float, generator: torch.Generator, progress: Progress | None
 ) -> None:
-    """Find the spectral measure, beside the eigenpairs that have converged, where the budget leaves room for it."""
+    """Find the spectral measure, with the converged eigenpairs projected out, if the budget has room for it."""
     room, pairs = limit - portrait.products, portrait.eigenpairs
     if room < 1:
         return
@@ -84,9 +84,9 @@ def find_measure(
 
 
 def common_basis(portraits: Mapping[str, Portrait]) -> tuple[Tensor, dict[str, Leading]]:
-    """The span U (r, n) of the eigenvectors of all matrices, and each matrix's eigenvectors in its coordinates.
+    """An orthonormal basis U (r, n) of the eigenvectors of all matrices, and those of each matrix in its coordinates.
 
-    Of a matrix whose products were not finite there are none.
+    A matrix with products that are not finite has none.
     """
     found = {name: p.eigenpairs for name, p in portraits.items() if all_finite(p.eigenpairs.vectors)}
     rows = torch.cat([pairs.vectors for pairs in found.values()]) if found else None
@@ -94,7 +94,7 @@ def common_basis(portraits: Mapping[str, Portrait]) -> tuple[Tensor, dict[str, L
         none = Leading(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
         return empty_rows(next(iter(portraits.values())).operator, 0), dict.fromkeys(portraits, none)
     basis, triangle = orthonormal(rows)
-    # What equal matrices have in common stands there twice but for rounding, which is no direction of theirs.
+    # Directions that equal matrices share occur twice; their difference is rounding and must not enter the basis.
     left, sizes, right = torch.linalg.svd(triangle.T, full_matrices=False)
     kept = sizes > torch.finfo(rows.dtype).eps ** 0.5 * sizes.max()
     basis = map_shards(right[kept].matmul, basis)

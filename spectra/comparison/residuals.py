@@ -1,8 +1,8 @@
 """Residuals of the model's outputs against the labels, and the calibration of its confidence.
 
-The matrices J'MJ differ in M alone: the Fisher's is the expectation of squared gradients by the outputs over labels
-that the model itself would draw, that of the empirical Fisher is their square for the labels there are. So
-`observed` over `expected`, the traces of these two M, tells whether the labels look as the model says.
+The matrices J'MJ differ only in M. For the Fisher matrix it is the expected square of dl/df over labels drawn from the
+model, for the empirical Fisher matrix the square of dl/df for the labels of the data. So `observed` over `expected`,
+the ratio of the traces of these two M, says whether the labels are distributed as the model predicts.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ BINS = 15  # of confidence (Guo, Pleiss, Sun, Weinberger 2017, On calibration of
 
 @dataclass(frozen=True)
 class Residuals:
-    """The means over all examples of residuals and of confidence; None is what the loss has no notion of."""
+    """The means over all examples of residuals and of confidence; None for what the loss does not define."""
 
     gradient: float  # |dl/df|
     observed: float  # |dl/df|^2
-    expected: float | None  # the same over labels that the model would draw
+    expected: float | None  # |dl/df|^2 over labels drawn from the model
     residual: float | None = None  # |p - y| or |f - y|, Euclidean
-    deviation: float | None = None  # of mse: |y - mean y|, root mean square, which `residual_rms` is to be held against
-    residual_rms: float | None = None  # of mse: |f - y|, root mean square
+    deviation: float | None = None  # root mean square of |y - mean y|, for mse; compare it with `residual_rms`
+    residual_rms: float | None = None  # root mean square of |f - y|, for mse
     missing: float | None = None  # 1 - p_y, p_y the probability of the label
     accuracy: float | None = None
-    confidence: float | None = None  # probability of what the model holds most likely
+    confidence: float | None = None  # probability of the most likely label
     calibration_error: float | None = None  # mean |confidence - accuracy| over bins of confidence
 
     @property
     def ratio(self) -> float | None:
-        """The ratio of observed to expected |dl/df|^2: 1 where labels are distributed as the model says."""
+        """The ratio of observed to expected |dl/df|^2: 1 if labels are distributed as the model predicts."""
         return self.observed / self.expected if self.expected else None
 
 
 def residuals(problem: Problem) -> Residuals:
-    """Compute the residuals by one forward pass over all data, in each process. Raises SpectraError where it fails."""
+    """Compute the residuals by one forward pass over all data, in each process. Raises SpectraError if it fails."""
     sums: dict[str, Tensor] = {}
     with twice_differentiable(problem.model), explained():
         for batch in problem.batches:
@@ -88,7 +88,7 @@ def of_batch(problem: Problem, batch: Batch, rows: Tensor) -> dict[str, Tensor]:
 def probabilities(
     loss: CrossEntropy | BinaryCrossEntropy, rows: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """p, 1 - p and y (E, K): what the model says and what the labels say; y of ignored targets is anything."""
+    """The probabilities p of the model, 1 - p, and the labels y, each (E, K); y is arbitrary for ignored targets."""
     if isinstance(loss, BinaryCrossEntropy):
         return *both_sigmoids(rows), loss.labels(rows, targets)
     found = softmax(rows)

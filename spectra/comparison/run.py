@@ -1,4 +1,4 @@
-"""`spectra compare`: its settings, and the function that takes a request to its record, with figures' data."""
+"""Run `spectra compare`: its settings, and the function that makes the record and the data of figures."""
 
 from __future__ import annotations
 
@@ -48,8 +48,15 @@ from spectra.vectors import norm
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """The number of eigenvectors, of probes, of products a probe; other data, by name; sizes of subsets; and parts of
-    the loss.
+    """The settings of `spectra compare`.
+
+    Attributes:
+        k: the number of leading eigenvectors.
+        probes: the number of random vectors.
+        steps: the number of Lanczos steps for each random vector.
+        held_out: the name of other data; None: none.
+        subsample: the sizes of subsets of examples; None: none.
+        parts: the names of parts of the loss.
     """
 
     k: int = K
@@ -64,9 +71,9 @@ class CompareSettings:
 
     def refuse(self, matrices: Sequence[str]) -> None:
         if not self.parts:
-            refuse_alone(dict.fromkeys(matrices))
+            refuse_alone(dict.fromkeys(matrices), "curvature", "name two matrices or more, or a `loss_part`")
         if self.parts and (self.held_out or self.subsample):
-            raise SpectraError("`loss_part`: goes with neither `held_out` nor `subsample`; leave one out")
+            raise SpectraError("`loss_part`: cannot be combined with `held_out` or `subsample`; leave one out")
         if self.subsample:
             refuse_sizes(self.subsample)
 
@@ -79,11 +86,11 @@ class CompareSettings:
 
 @dataclass(frozen=True)
 class Compared:
-    """The record of a comparison, and what its figures are drawn from."""
+    """The record of a comparison, and the data of its figures."""
 
     record: Record
     comparison: Comparison
-    held_out: dict[str, Comparison]  # every matrix with itself on the data held out, if there are any
+    held_out: dict[str, Comparison]  # of each matrix with the same matrix on the held-out data, if there are any
 
 
 class Comparing:
@@ -95,7 +102,7 @@ class Comparing:
         self.products = (self.asked.probes + 1) * self.asked.steps
 
     def all_of_it(self) -> Compared:
-        """Compare the matrices as such: distances, eigenspaces and spectra."""
+        """Compare distances, eigenspaces and spectra of the matrices."""
         matrices = {name: self.together.of(name, self.products) for name in self.session.names}
         comparison = self.compared(matrices)
         found = self.measured(matrices, comparison)
@@ -104,7 +111,7 @@ class Comparing:
         return Compared(self.session.record(found, results, pairs=pairs, causes=[]), comparison, {})
 
     def measured(self, matrices: Mapping[str, Prepared], comparison: Comparison) -> list[Measurement]:
-        """What was found of each matrix alone."""
+        """The measurement of each matrix alone."""
         return [
             replace(matrices[name].measured(p, p.products, p.seconds), curvature=name)
             for name, p in comparison.portraits.items()
@@ -134,10 +141,10 @@ class Comparing:
 
 
 class ComparingNetworks(Comparing):
-    """A comparison of matrices of a network: also of parts of the loss, on other data, and why they differ."""
+    """A comparison of matrices of a network, also for parts of the loss and other data, with causes of differences."""
 
     def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None = None) -> Compared:
-        """Compute all that was asked for; `other` is the problem on the held-out data, and what is recorded of it."""
+        """Compute everything that was requested; `other` is the problem on the held-out data and its description."""
         problem, names, k = self.session.problem, self.session.names, self.asked.k
         matrices = {name: self.together.matrix(problem, name, self.products) for name in names}
         matrices |= self.of_parts(names)
@@ -166,7 +173,7 @@ class ComparingNetworks(Comparing):
         return Compared(record, comparison, again)
 
     def of_parts(self, names: Sequence[str]) -> dict[str, Prepared]:
-        """The matrices of each part of the loss that is asked for, by `matrix, part`."""
+        """The matrices of each requested part of the loss, named `matrix, part`."""
         problem, found = self.session.problem, {}
         for part in self.asked.parts:
             alone = replace(problem, loss=part_of(problem.loss, part))
@@ -176,8 +183,8 @@ class ComparingNetworks(Comparing):
         return found
 
     def explained(self, comparison: Comparison) -> list[Reason]:
-        """The reasons why the matrices differ, without that of batches where it would take too many products."""
-        if not comparison.pairs or self.session.request.preconditioner:  # they are told of matrices as they are
+        """The reasons why the matrices differ; fisher-batch is left out if the number of products is limited."""
+        if not comparison.pairs or self.session.request.preconditioner:  # reasons hold for unpreconditioned matrices
             return []
         problem, batch, probes = self.session.problem, None, self.asked.probes
         gradient = mean_gradient(problem)
@@ -192,7 +199,7 @@ class ComparingNetworks(Comparing):
         )
 
     def levels(self, comparison: Comparison) -> ClassStructure | None:
-        """The levels of the GGN that class means give, where it was asked for and they fit memory."""
+        """The class structure of the GGN, if it is among the matrices and fits in memory."""
         problem, portraits = self.session.problem, comparison.portraits
         portrait = portraits.get("ggn", portraits.get("fisher"))
         if portrait is None or not portrait.eigenpairs.values.isfinite().all():
@@ -235,7 +242,7 @@ class ComparingNetworks(Comparing):
 
 
 def compare_matrices(session: Session[CompareSettings]) -> Compared:
-    """Compare the matrices that are asked for."""
+    """Compare the requested matrices."""
     session.load()
     if not isinstance(session.subject, Network):
         with session.resumable():
@@ -246,9 +253,9 @@ def compare_matrices(session: Session[CompareSettings]) -> Compared:
 
 
 def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, Any]] | None:
-    """The problem on the held-out data, and the fields that describe it; None where none are asked for.
+    """The problem on the held-out data, and the fields that describe it; None if none are requested.
 
-    Whatever else is chosen by the data is refused here too, before anything is computed. Raises SpectraError.
+    Sizes of subsets that exceed the data are refused here too, before anything is computed. Raises SpectraError.
     """
     asked, named = session.request.settings, session.request.named
     if asked.subsample:

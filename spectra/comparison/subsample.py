@@ -1,8 +1,9 @@
-"""Eigenvalues on fewer examples, and their limit for ever more.
+"""Extrapolate leading eigenvalues on random subsets of N examples to infinitely many examples.
 
 A leading eigenvalue of the mean over N random examples out of M is on average a + b / N to first order, with variance
-about c (1 / N - 1 / M). Chains of nested random subsets, each on its own, give lines; their mean and spread tell a
-and b as far as the M examples do. What these themselves owe to chance, c / M, is added for infinitely many.
+about c (1 / N - 1 / M). A line is fitted to each of several independent chains of nested subsets; the mean and the
+spread of the lines give a and b with their errors for these M examples. The variance of the M examples themselves,
+c / M, is added in the limit of infinitely many.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ CHAINS = 4
 
 @dataclass(frozen=True)
 class Trend:
-    """The mean of one eigenvalue at every number N of examples, and the line a + b / N through them."""
+    """The mean of one eigenvalue for each number N of examples, and the line a + b / N fitted to them."""
 
     means: list[Estimate]
-    at_all: Estimate  # the line at all M examples, to be held against what it is there
+    at_all: Estimate  # the line at all M examples, to compare with the eigenvalue there
     limit: Estimate  # a: for infinitely many examples
 
 
 def trend(sizes: Sequence[int], values: np.ndarray, examples: int) -> Trend:
-    """Fit the line to values (chains, sizes), at two different sizes or more, of subsets out of so many examples.
+    """Fit the line a + b / N by least squares with weights N, since variances fall as 1 / N.
 
-    Lines by least squares with weights N, for variances that fall as 1 / N.
+    Args:
+        sizes: the numbers N, at least two different ones.
+        values: the eigenvalue (chains, sizes).
+        examples: the number M of all examples.
     """
     inverse = 1 / np.asarray(sizes, dtype=np.float64)
     rows, weights = np.stack([np.ones_like(inverse), inverse], axis=1), np.sqrt(1 / inverse)
@@ -53,7 +57,7 @@ def trend(sizes: Sequence[int], values: np.ndarray, examples: int) -> Trend:
 
 @dataclass
 class BySize:
-    """The largest eigenvalues of one matrix on subsets, by size, chain after chain; vectors are not kept."""
+    """The largest eigenvalues of one matrix on subsets, by size and chain, without eigenvectors."""
 
     found: dict[int, list[np.ndarray]] = field(default_factory=dict)
     products: int = 0
@@ -67,17 +71,17 @@ class BySize:
 
     @property
     def sizes(self) -> list[int]:
-        """The sizes of subsets, in the order in which they were met."""
+        """The sizes of subsets, in the order in which they were added."""
         return list(self.found)
 
     @property
     def values(self) -> np.ndarray:
-        """The eigenvalues (chains, sizes, k), k as many as all subsets have."""
+        """The eigenvalues (chains, sizes, k), with the k that all subsets have."""
         k = min(len(values) for chain in self.found.values() for values in chain)
         return np.stack([[values[:k] for values in chain] for chain in self.found.values()], axis=1)
 
     def trends(self, examples: int) -> list[Trend]:
-        """The trend of each eigenvalue, largest first; none where a number is not finite."""
+        """The trend of each eigenvalue, largest first; empty if a number is not finite."""
         values = self.values
         columns = np.moveaxis(values, 2, 0) if np.isfinite(values).all() else ()
         return [trend(self.sizes, column, examples) for column in columns]
@@ -89,9 +93,9 @@ def mean(samples: np.ndarray) -> Estimate:
 
 
 def chains(problem: Problem, sizes: Sequence[int], seed: int) -> Iterator[tuple[int, int, Problem]]:
-    """Subsets as (chain, size, the problem on so many examples); in a chain each subset lies inside the next.
+    """Yield (chain, size, problem on a random subset of that size); in a chain each subset contains the previous one.
 
-    Raises SpectraError: a size above the number of examples, fewer than two sizes.
+    Raises SpectraError for a size above the number of examples, and for fewer than two sizes.
     """
     every, generator = joined(problem.batches), torch.Generator().manual_seed(seed)
     sizes, width = sorted(set(sizes)), max(map(len, problem.batches))
@@ -105,10 +109,10 @@ def chains(problem: Problem, sizes: Sequence[int], seed: int) -> Iterator[tuple[
 
 
 def refuse_sizes(sizes: Sequence[int], examples: float = math.inf) -> None:
-    """Raise SpectraError where subsets of these sizes, out of so many examples, show no trend."""
+    """Raise SpectraError for a size above the number of examples, and for fewer than two sizes."""
     if max(sizes) > examples:
         raise SpectraError(
-            f"`subsample` {max(sizes)}: the data hold {counted(int(examples), 'example')}; name smaller numbers"
+            f"`subsample` {max(sizes)}: the data have only {counted(int(examples), 'example')}; give smaller sizes"
         )
     if len(set(sizes)) < 2:
-        raise SpectraError(f"`subsample` {sizes[0]}: one size shows no trend; name two or more, as 256,512,1024")
+        raise SpectraError(f"`subsample` {sizes[0]}: one size shows no trend; give two or more, such as 256,512,1024")

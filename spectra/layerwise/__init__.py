@@ -1,1 +1,1 @@
-"""One matrix block by block: layers, branches, channels."""
+"""Analysis of a matrix by diagonal blocks: layers, branches of the model, or channels."""

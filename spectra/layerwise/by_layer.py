@@ -1,4 +1,4 @@
-"""The blocks of a network's matrix in one call, as `spectra layers` takes them apart."""
+"""Analyse the diagonal blocks of a network's matrix in one call: the public `spectra.layers`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One matrix block by block: traces, eigenpairs and spectra of its diagonal blocks, and their part in the whole.
+"""Analyse the diagonal blocks of a matrix: traces, eigenpairs, spectra, and shares of the leading eigenvector.
 
-Knows operators and blocks of indices, nothing of networks.
+This module knows operators and blocks of indices, nothing of networks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PAIR = 2  # products that a search takes at least: one for a vector, one for its
 
 
 class LowRank(NamedTuple):
-    """A weight, and the stable rank |M|_F^2 / |M|_2^2 of the part of a vector that belongs to it, in its shape."""
+    """The stable rank |M|_F^2 / |M|_2^2 of the part M of a vector that belongs to a weight, in the weight's shape."""
 
     weight: str
     stable_rank: float
@@ -41,31 +41,31 @@ class LowRank(NamedTuple):
 
 @dataclass
 class Layers:
-    """The findings about each block, and about the matrix whose blocks they are."""
+    """The results for each diagonal block, and for the full matrix."""
 
     blocks: list[ParameterBlock]
     diagonal: DiagonalEstimate  # its sums are those of `block_sums`
-    leading: Eigenpairs | None = None  # the first eigenpair of the whole matrix; None where it was not asked for
-    eigenpairs: Sequence[Eigenpairs] = ()  # of each block, likewise
+    leading: Eigenpairs | None = None  # the first eigenpair of the full matrix; None if it was not requested
+    eigenpairs: Sequence[Eigenpairs] = ()  # of each block; empty if they were not requested
     measures: Sequence[SpectralMeasure] = ()  # likewise
-    vector: Tensor | None = field(default=None, repr=False)  # the leading one (n,), on the CPU
-    complete: bool = True  # nothing was left out for want of products
+    vector: Tensor | None = field(default=None, repr=False)  # leading eigenvector of the full matrix (n,), on the CPU
+    complete: bool = True  # the budget of products sufficed
 
     __repr__ = outline
 
     @property
     def parts(self) -> list:
-        """All answers of methods, each with its products and whether it converged."""
+        """The results of all methods, each with its products and convergence."""
         return [self.diagonal, *([self.leading] if self.leading else []), *self.eigenpairs, *self.measures]
 
     @property
     def products(self) -> int:
-        """The products taken, all counted."""
+        """The number of products taken."""
         return sum(part.products for part in self.parts)
 
     @property
     def converged(self) -> bool:
-        """Whether every method met its tolerance, and none was left out."""
+        """Whether every method met its tolerance and none was left out."""
         return self.complete and all(part.converged for part in self.parts)
 
     @cached_property
@@ -80,12 +80,12 @@ class Layers:
 
     @cached_property
     def trace(self) -> Estimate:
-        """The trace of the whole matrix: the sum over its blocks."""
+        """The trace of the full matrix: the sum over its blocks."""
         return self._function(lambda traces: traces.sum(dim=-1, keepdim=True))[0]
 
     @cached_property
     def shares(self) -> list[Estimate]:
-        """The trace of each block over the whole trace."""
+        """The share of each block in the trace of the full matrix."""
         return self._function(lambda traces: traces / traces.sum(dim=-1, keepdim=True))
 
     def _estimates(self, some: slice) -> list[Estimate]:
@@ -93,7 +93,7 @@ class Layers:
         return [Estimate(*pair) for pair in numbers]
 
     def _function(self, function) -> list[Estimate]:
-        """Of the traces (..., L), with its error by the jackknife."""
+        """A function of the traces (..., L), with its error by the jackknife."""
         count = len(self.blocks)
         values = function(self.diagonal.sums[:count]).tolist()
         if not len(self.diagonal.replicates):
@@ -102,20 +102,20 @@ class Layers:
         return [jackknife(value, column) for value, column in zip(values, left_out, strict=True)]
 
     def has_room(self, budget: Budget, products: int) -> bool:
-        """Whether the budget has so many products; if not, the answer is not complete."""
+        """Whether the budget has so many products; if not, `complete` becomes False."""
         enough = budget.products is None or budget.products >= products
         self.complete &= enough
         return enough
 
     def mass(self, i: int) -> float:
-        """The share |u_l|^2 of the whole matrix's leading eigenvector u, |u| = 1, that lies in the block."""
-        assert self.vector is not None  # where eigenpairs were asked for
+        """The share |u_l|^2 of block l in the leading eigenvector u of the full matrix, |u| = 1."""
+        assert self.vector is not None  # callers have requested eigenpairs
         return float(self.vector[self.blocks[i].index].double().square().sum())
 
     def overlap(self, i: int) -> float | None:
-        """The cosine |q'u_l| / |u_l| between that share and the block's own leading eigenvector q.
+        """The cosine |q'u_l| / |u_l| between the part u_l of u in the block and the block's leading eigenvector q.
 
-        None where either is noise.
+        None if either is not reliable.
         """
         if self.vector is None or not (self.share_is_reliable(i) and self.leading_is_reliable(i)):
             return None
@@ -123,12 +123,12 @@ class Layers:
         return float(abs(self.eigenpairs[i].vectors[0].cpu().double() @ part) / torch.linalg.vector_norm(part))
 
     def leading_is_reliable(self, i: int) -> bool:
-        """Whether the block's leading eigenvector is determined, as that of a multiple eigenvalue is not."""
+        """Whether the block's leading eigenvector is determined, which it is not for a multiple eigenvalue."""
         return distinct(self.eigenpairs[i])
 
     def share_is_reliable(self, i: int) -> bool:
-        """Whether more of u lies in the block than the error of u: residual over eigenvalue, about, or rounding."""
-        assert self.leading  # where eigenpairs were asked for
+        """Whether the part of u in the block exceeds the error of u: about residual over eigenvalue, or rounding."""
+        assert self.leading  # callers have requested eigenpairs
         assert self.vector is not None
         wrong = self.leading.residuals[0] / self.leading.values[0].abs()
         return distinct(self.leading) and self.mass(i) > max(float(wrong), torch.finfo(self.vector.dtype).eps) ** 2
@@ -142,9 +142,9 @@ class Layers:
 
 
 def distinct(pairs: Eigenpairs) -> bool:
-    """Whether the first eigenvector is known to an angle of `APART`, which is its residual over the gap (Davis, Kahan).
+    """Whether the error angle of the first eigenvector, residual over gap (Davis, Kahan), is at most `APART`.
 
-    The Kato-Temple estimate, residual^2 / gap, tells the gap; of copies it is the residual itself.
+    The gap follows from the Kato-Temple estimate, residual^2 / gap, which is the residual for a multiple eigenvalue.
     """
     value, residual, estimate = (some[0].item() for some in (pairs.values, pairs.residuals, pairs.error_estimates))
     return residual < abs(value) and estimate <= APART * residual
@@ -155,7 +155,7 @@ def stable_rank(matrix: Tensor) -> float:
     matrix = matrix.double()
     short = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     gram = short @ short.T
-    if not gram.isfinite().all():  # of which LAPACK has no eigenvalues
+    if not gram.isfinite().all():  # LAPACK raises an error
         return math.nan
     return float(gram.trace() / torch.linalg.eigvalsh(gram)[-1])
 
@@ -178,19 +178,25 @@ def layers(
     max_products: int | None = None,
     watch: Watch = quiet,
 ) -> Layers:
-    """Compute traces, eigenpairs and spectra of the blocks of one matrix.
+    """Compute traces, eigenpairs and spectra of the diagonal blocks of one matrix.
 
     Args:
-        diagonal_blocks: the operator's, as `parameter_blocks.diagonal_blocks` makes them.
-        sums: their `block_sums`.
-        k: the number of leading eigenpairs of each block; 0 leaves them out, and that of the whole matrix.
-        method: xdiag or hutchinson, by which the diagonal is estimated.
-        rtol: the standard error of every block's trace over |the whole trace| at which the diagonal has converged.
-        ranked: whether blocks are ranked by their saliencies; the norm of their errors then meets rtol too.
-        steps: the products that each probe of a block's spectrum takes; 0 leaves spectra out.
-        known: leading eigenpairs of the whole matrix from an earlier run.
-        max_products: of the whole matrix; one of each block counts as many as there are blocks.
-        watch: given the name of what is done next, a context in which methods tell their progress.
+        operator: the full matrix (n, n).
+        diagonal_blocks: the block-diagonal matrix, as `parameter_blocks.diagonal_blocks` makes it.
+        blocks: the blocks, a partition of the n parameters.
+        sums: the function that `parameter_blocks.block_sums` returns.
+        k: the number of leading eigenpairs of each block; 0: none, and none of the full matrix either.
+        method: the estimator of the diagonal, xdiag or hutchinson.
+        rtol: the standard error of every block's trace, over |trace of the full matrix|, at which the diagonal has
+            converged.
+        ranked: also rank the blocks by their saliencies; the norm of their errors then has to meet rtol too.
+        tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
+        steps: the products that each probe of a block's spectrum takes; 0: no spectra.
+        probes: the number of random vectors of a spectrum.
+        known: leading eigenpairs of the full matrix from an earlier run.
+        generator: the source of random vectors, on the CPU.
+        max_products: the most products with the full matrix; one with each block counts as many as there are blocks.
+        watch: a function from the name of the next step to a context in which methods report their progress.
     """
     index = [block.index.to(operator.device) for block in blocks]
     budget = Budget(max_products)
@@ -232,12 +238,12 @@ def layers(
 
 @dataclass
 class Budget:
-    """Products that are left, of so many; None is without end."""
+    """The number of products that are left; None: no limit."""
 
     products: int | None
 
     def left(self, parts: int = 1) -> int | None:
-        """The products for each of so many parts; None is without end."""
+        """The number of products for each of several equal parts, at least 1; None: no limit."""
         return None if self.products is None else max(1, self.products // parts)
 
     def spend(self, products: int) -> None:

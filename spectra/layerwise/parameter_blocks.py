@@ -1,4 +1,4 @@
-"""The chosen parameters in parts: layers, the model's first branches, or output channels."""
+"""Partition the chosen parameters into blocks: layers, the model's first branches, or output channels."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ BY = ("layer", "module", "channel")
 
 @dataclass(frozen=True)
 class ParameterBlock:
-    """Some of the parameters: where they stand in a vector (n,), and which of them are whole weights."""
+    """A block of parameters: their indices in a vector (n,), and the whole weights among them."""
 
     name: str
     index: Tensor  # (n_l,), rising
-    weights: dict[str, tuple[slice, torch.Size]]  # of two dimensions or more: where in the block, and their shape
+    weights: dict[str, tuple[slice, torch.Size]]  # with two dimensions or more: place in the block, and shape
 
     __repr__ = outline
 
@@ -36,8 +36,8 @@ class ParameterBlock:
 def parameter_blocks(problem: Problem, by: str) -> list[ParameterBlock]:
     """A partition of the chosen parameters, in their order.
 
-    By `layer`: those that one module owns itself; by `module`: those below one branch of the model, where it first
-    branches; by `channel`: the rows of a layer's weights that make one output, with its entry of the bias.
+    A block holds, by `layer`, the parameters that one module owns directly; by `module`, those of one branch at the
+    first level where the model branches; by `channel`, the weights and the bias of one output channel of a layer.
     """
     labels, ids = labelled(problem, by)
     order, sizes = ids.argsort(stable=True), torch.bincount(ids, minlength=len(labels))
@@ -53,12 +53,12 @@ def parameter_blocks(problem: Problem, by: str) -> list[ParameterBlock]:
 
 
 def held(problem: Problem) -> dict[str, nn.Parameter]:
-    """The parameters that hold any numbers: a layer may have no outputs."""
+    """The parameters that are not empty; a layer may have no outputs."""
     return {name: p for name, p in problem.parameters.items() if p.numel()}
 
 
 def tied(problem: Problem) -> list[str]:
-    """A sentence for each chosen parameter that has further names, of which other blocks might be expected to tell."""
+    """A sentence for each chosen parameter that has several names, since it is counted in one block only."""
     names: dict[int, list[str]] = {}
     for name, p in problem.model.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)
@@ -71,7 +71,7 @@ def tied(problem: Problem) -> list[str]:
 
 
 def labelled(problem: Problem, by: str) -> tuple[list[str], Tensor]:
-    """Names of the blocks, and for each parameter (n,) which it belongs to."""
+    """The names of the blocks, and the index (n,) of the block of each parameter."""
     if by == "channel":
         return channels(problem)
     paths = {name: name.rpartition(".")[0] or name for name in held(problem)}
@@ -83,7 +83,7 @@ def labelled(problem: Problem, by: str) -> tuple[list[str], Tensor]:
 
 
 def first_branches(paths: dict[str, str]) -> dict[str, str]:
-    """Paths cut behind the first part in which they differ."""
+    """Each path, cut after the first part in which the paths differ."""
     parts = {name: path.split(".") for name, path in paths.items()}
     levels = zip_longest(*parts.values())
     common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
@@ -91,7 +91,7 @@ def first_branches(paths: dict[str, str]) -> dict[str, str]:
 
 
 def channels(problem: Problem) -> tuple[list[str], Tensor]:
-    """Blocks by output channel: parameters of one layer that have as many of them share theirs."""
+    """Blocks by output channel; parameters of a layer with the same number of channels share blocks."""
     modules = dict(problem.model.named_modules())
     counts: dict[tuple[str, int], list[str]] = {}
     placed = {}
@@ -111,7 +111,7 @@ def channels(problem: Problem) -> tuple[list[str], Tensor]:
 
 
 def channel_of(module: nn.Module | None, p: Tensor) -> Tensor:
-    """The output channel of each entry: the first dimension, of transposed convolutions the second in its group."""
+    """The output channel of each entry: the first index, or for transposed convolutions the second within its group."""
     if not p.ndim:
         return torch.zeros(1, dtype=torch.int64)
     own = torch.arange(p.shape[0])
@@ -122,23 +122,22 @@ def channel_of(module: nn.Module | None, p: Tensor) -> Tensor:
 
 
 def root_of(preconditioner: Preconditioner | None) -> Tensor | None:
-    """The diagonal of P^-1/2 (n,), or None without P. Raises SpectraError where P is not diagonal: it mixes blocks."""
+    """The diagonal of P^-1/2 (n,), or None without P. Raises SpectraError if P is not diagonal."""
     if preconditioner is None:
         return None
     if not preconditioner.diagonal:
-        raise SpectraError("`precondition`: P^-1/2 is an operator, which mixes layers; give a diagonal P, or ask eig")
+        raise SpectraError("`precondition`: P^-1/2 is not diagonal, so it mixes layers; give a diagonal P, or use eig")
     return preconditioner.root
 
 
 def block_sums(
     problem: Problem, blocks: Iterable[ParameterBlock], operator: SymmetricOperator, root: Tensor | None = None
 ) -> Sums:
-    """A function from a diagonal (n,) to (2 L,): its sums over L blocks, then the sums of d theta^2 / 2.
+    """A function from a diagonal d (n,) to (2 L,): the sums of d over L blocks, then the sums of d theta^2 / 2.
 
-    The first are traces. The second is what the loss would rise by, were the parameters of the block set to zero, if
-    the matrix were diagonal and the gradient zero: the saliency of LeCun, Denker, Solla (1990, *Optimal brain damage*).
-    Of a preconditioned matrix R A R with R = diag(root), theta / root takes the place of theta: saliencies are those of
-    A.
+    The first are traces. The second are saliencies (LeCun, Denker, Solla 1990, *Optimal brain damage*): the rise of the
+    loss if the parameters of the block were set to zero, for a diagonal matrix and a gradient of zero. For a
+    preconditioned matrix R A R with R = diag(root), theta is divided by root, which gives the saliencies of A.
     """
     part = shard_of(mesh_of(operator), problem.size)
     ids = torch.empty(problem.size, dtype=torch.int64)
@@ -151,7 +150,7 @@ def block_sums(
     halves = (theta if root is None else theta / root[part]).square() / 2
 
     def own(diagonal: Tensor) -> Tensor:
-        entries = diagonal.cpu().double()  # where sums are the same each time
+        entries = diagonal.cpu().double()  # on the CPU sums are reproducible
         sums = [torch.bincount(ids, weights, minlength=count) for weights in (entries, entries * halves)]
         return torch.cat(sums).to(diagonal.device)
 
@@ -165,10 +164,10 @@ def diagonal_blocks(
     name: str,
     memory: int | None = None,
 ) -> SymmetricOperator:
-    """diag(A_11, ..., A_LL) of the matrix `name` of a problem, which `operator` is.
+    """The block-diagonal matrix diag(A_11, ..., A_LL) of the matrix `name` of a problem, in ieee precision.
 
-    Where the blocks are whole parameters, by products of their own within `memory`; else by the operator's. Both are
-    in ieee.
+    If the blocks consist of whole parameters, it has products of its own within `memory` bytes, else it uses those of
+    `operator`, the full matrix.
     """
     index = [block.index for block in blocks]
     if (leaves := leaf_slices(problem, index)) is not None:

@@ -1,4 +1,4 @@
-"""From the analysis of a matrix's blocks to its record."""
+"""Convert the analysis of a matrix's blocks to its record."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from spectra.vectors import gather_on_first
 
 
 def layers_results(found: Sequence[Any], by: str, sort: str, method: str) -> list[LayersResult]:
-    """An entry for each matrix, of measurements whose answers are `Layers`."""
+    """The records of measurements with `Layers` as answers."""
     return [layers_result(measurement, by, sort, method) for measurement in found]
 
 
 def layers_result(measurement: Any, by: str, sort: str, method: str) -> LayersResult:
-    """Make the record of one measurement whose answer is `Layers`."""
+    """The record of one measurement with `Layers` as its answer."""
     found: Layers = measurement.answer
     error = Estimate.of(*found.trace).standard_error
     return LayersResult(
@@ -41,14 +41,14 @@ def layers_result(measurement: Any, by: str, sort: str, method: str) -> LayersRe
 
 
 def pairs_fields(pairs: Any) -> dict[str, Any]:
-    """The fields of eigenvalues and residuals, None where there are no pairs."""
+    """The fields of eigenvalues and residuals, None without eigenpairs."""
     if pairs is None:
         return {"values": None, "residuals": None}
     return {"values": pairs.values.numpy(), "residuals": pairs.residuals.numpy()}
 
 
 def block_record(found: Layers, i: int) -> Block:
-    """One block: what is not asked for is None."""
+    """The record of one block; fields that were not requested are None."""
     block, trace, share = found.blocks[i], Estimate.of(*found.traces[i]), Estimate.of(*found.shares[i])
     sensitivity, size = Estimate.of(*found.sensitivities[i]), len(block.index)
     mean = Estimate.of(*(number / size for number in found.traces[i]))
@@ -74,7 +74,7 @@ def block_record(found: Layers, i: int) -> Block:
 
 
 def low_ranks(found: Layers, i: int) -> list[LowRank]:
-    """Stable ranks of the block's own leading eigenvector and of the whole matrix's, by weight."""
+    """Stable ranks of the leading eigenvectors of the block and of the full matrix, by weight."""
     own = found.low_ranks(i, found.eigenpairs[i].vectors[0].cpu()) if found.leading_is_reliable(i) else []
     u = found.vector if found.share_is_reliable(i) else None
     everything = {} if u is None else dict(found.low_ranks(i, u[found.blocks[i].index]))
@@ -82,7 +82,7 @@ def low_ranks(found: Layers, i: int) -> list[LowRank]:
 
 
 def held_whole(vector: Any) -> np.ndarray | None:
-    """All of a vector at the process that writes; None at the others."""
+    """The whole vector in the process that writes; None in the others."""
     rows = gather_on_first(vector[None]).cpu().numpy()
     return rows[0] if len(rows) else None
 

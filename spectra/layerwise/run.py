@@ -1,4 +1,4 @@
-"""`spectra layers`: its settings, and the function that takes a request to its record."""
+"""Run `spectra layers`: its settings, and the function that makes the record."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.vectors import take_rows
 
-LEADING = ("LM", "BE")  # results of eig that hold the eigenvalue of largest magnitude
+LEADING = ("LM", "BE")  # choices of eig that include the eigenvalue of largest magnitude
 
 
 class Settled(NamedTuple):
-    """The settings that depend on the kind of blocks where they are not asked for."""
+    """The settings with defaults that depend on the kind of blocks."""
 
     k: int
     sort: str
@@ -46,7 +46,7 @@ class Settled(NamedTuple):
 
 @dataclass(frozen=True)
 class LayersSettings(AnySize):
-    """Which blocks, and what of each: see `layers.layers`. None stands for what suits the kind of blocks."""
+    """The settings of `spectra layers`, see `layers.layers`; None: the default for this kind of blocks."""
 
     by: str = "layer"
     k: int | None = None
@@ -64,7 +64,7 @@ class LayersSettings(AnySize):
         return basis_of(space, k) if (k := self.settled().k) else None
 
     def settled(self) -> Settled:
-        """The settings with the values for None: of channels there are many, which are ranked by their saliencies."""
+        """The settings with defaults filled in; channels are many, so by default they are ranked by saliency."""
         channels = self.by == "channel"
         return Settled(
             k=(0 if channels else 1) if self.k is None else self.k,
@@ -78,7 +78,7 @@ def layerwise(session: Session[LayersSettings]) -> Record:
     session.load()
     asked, problem = session.request.settings, session.problem
     blocks = parameter_blocks(problem, asked.by)
-    root_of(session.network.preconditioner)  # refused before anything is computed
+    root_of(session.network.preconditioner)  # raises an error before anything is computed
     with session.resumable():
         found = [measured(session, name, blocks) for name in session.names]
     record = session.record([], layers_results(found, asked.by, asked.settled().sort, asked.method))
@@ -86,7 +86,7 @@ def layerwise(session: Session[LayersSettings]) -> Record:
 
 
 def measured(session: Session[LayersSettings], name: str, blocks: list[ParameterBlock]) -> Measurement:
-    """Analyse the blocks of one matrix, and count what that costs."""
+    """Analyse the blocks of one matrix, and count the cost."""
     asked, limit, problem = session.request.settings, session.request.max_products, session.problem
     settled = asked.settled()
     generator = torch.Generator().manual_seed(session.request.seed)
@@ -120,7 +120,7 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
 
 
 def leading(session: Session[LayersSettings], matrix: Prepared, name: str, limit: int | None) -> Eigenpairs | None:
-    """The leading eigenpair that an earlier eig has left, if there is one."""
+    """The leading eigenpair from an earlier result of eig, if there is one."""
     path, agree = session.arrays_of_earlier(), session.processes.least
     if not agree(path is not None and end_of(path) in LEADING) or path is None:
         return None

@@ -1,1 +1,1 @@
-"""What the next step of an optimizer meets: slope, curvature and loss along it, and where it points."""
+"""Analysis of the next step of an optimizer: slope, curvature and loss along it, noise scales, and worst cases."""

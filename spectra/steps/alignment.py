@@ -1,10 +1,10 @@
-"""The share of a direction in the leading eigenvectors, with the bound that residuals and gaps allow.
+"""The share of a direction in the leading eigenvectors, with bounds from residuals and spectral gaps.
 
-    share_j  =  |U_j d|^2 / |d|^2,    U_j the first j eigenvectors by |eigenvalue|,    j / n by chance
+    share_j  =  |U_j d|^2 / |d|^2,    U_j the first j eigenvectors by |eigenvalue|,    j / n for a random direction
 
-Computed eigenvectors turn from the true ones by an angle of which the theorem of Davis and Kahan (1970) bounds the sine
-by |R|_F over the gap behind them. The angle between d and their span changes by no more. Where residuals resolve no gap
-behind j, the share lies between those of the nearest j at which they do, since it grows with j.
+The theorem of Davis and Kahan (1970) bounds the sine of the angle between the computed and the true eigenspace by |R|_F
+over the gap after it. The angle between d and the eigenspace changes by no more than that. If residuals resolve no gap
+after j, the share lies between those of the nearest j with a resolved gap, since it grows with j.
 
 Gur-Ari, Roberts, Dyer 2018, *Gradient descent happens in a tiny subspace*; Song, Ahn, Yun 2024, *Does SGD really happen
 in tiny subspaces?*
@@ -30,21 +30,21 @@ from spectra.wording import outline
 class Alignment:
     """The share of a direction in the leading j eigenvectors, for each j from 1 to k; the rest of it is in the bulk."""
 
-    share: np.ndarray  # (k,), of the computed vectors
-    lower: np.ndarray  # (k,), bounds of the share in the true ones
+    share: np.ndarray  # (k,), for the computed eigenvectors
+    lower: np.ndarray  # (k,), bounds of the share for the true eigenvectors
     upper: np.ndarray  # (k,)
 
     __repr__ = outline
 
 
 def alignment(operator: SymmetricOperator, pairs: Eigenpairs, k: int, direction: Tensor) -> Alignment:
-    """The shares of a direction (n,), whole, in the leading eigenvectors of a matrix, up to k of them.
+    """The shares of a direction in the leading eigenvectors of a matrix, up to k of them.
 
     Args:
-        operator: the matrix, as whose vectors those of the pairs are sharded.
-        pairs: by falling |eigenvalue|; the gap behind the last is known only where there can be no more.
-        k: the number of eigenvectors, at most.
-        direction: d, not zero.
+        operator: the matrix; its vectors are sharded like those of the pairs.
+        pairs: the eigenpairs by falling |eigenvalue|; the gap after the last one is unknown unless there are n.
+        k: the largest number of eigenvectors.
+        direction: d (n,), not zero, whole on every process.
     """
     k, n = min(k, len(pairs.vectors)), len(direction)
     along = sum_shards(torch.matmul, pairs.vectors, placed(direction, operator, pairs.vectors.device))
@@ -59,7 +59,7 @@ def alignment(operator: SymmetricOperator, pairs: Eigenpairs, k: int, direction:
 
 
 def turn(values: np.ndarray, residuals: np.ndarray, j: int, n: int) -> float:
-    """A bound of the largest angle between the computed leading j-space and the true one; pi/2 where none is known."""
+    """A bound of the largest angle between the computed and the true leading j-dimensional eigenspace, at most pi/2."""
     if j == n:
         return 0.0
     bound = turning_bound(values, residuals, j) if j < len(values) else math.inf

@@ -2,7 +2,7 @@
 
     d'Ad  =  sum_l d_l'A_ll d_l  +  sum_(l != m) d_l'A_lm d_m
 
-with d_l the part of d that belongs to layer l. The first sum is what the layers' steps meet one by one.
+with d_l the part of d that belongs to layer l. The first sum is the curvature if each layer took its step alone.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from spectra.vectors import dot, full_tensor, norm
 
 @dataclass(frozen=True)
 class LayerPart:
-    """One layer's part in a direction and in the curvature along it."""
+    """The share of one layer in a direction and in the curvature along it."""
 
     name: str
     share: float  # |d_l|^2 / |d|^2
-    part: float  # d_l'(A d)_l, which add up to d'Ad
-    own: float | None  # d_l'A_ll d_l; None where it was not computed
+    part: float  # d_l'(A d)_l; the parts add up to d'Ad
+    own: float | None  # d_l'A_ll d_l; None if it was not computed
 
 
 @dataclass(frozen=True)
 class DirectionalCurvature:
-    """d'Ad with its rounding error, and its split; `within` and `between` are None where they were not computed."""
+    """The curvature d'Ad with its rounding error, and its parts within and between layers, None if not computed."""
 
     value: float
     error: float
     within: float | None
     between: float | None
-    split_error: float | None  # of both
+    split_error: float | None  # of `within` and of `between`
     layers: list[LayerPart]
 
 
@@ -47,15 +47,15 @@ def curvature_along(
     direction: Direction,
     noise: float,
 ) -> DirectionalCurvature:
-    """The curvature along a direction, by one product of the matrix and one of its diagonal blocks.
+    """The curvature along a direction, by one product with the matrix and one with its diagonal blocks.
 
     Args:
-        operator: A (n, n).
-        diagonal_blocks: diag(A_11, ..., A_LL), as `parameter_blocks.diagonal_blocks` makes it; None leaves the split
-            within and between layers out.
+        operator: the matrix A (n, n).
+        diagonal_blocks: diag(A_11, ..., A_LL), as `parameter_blocks.diagonal_blocks` makes it; None: no split within
+            and between layers.
         blocks: the layers, a partition of the parameters.
         direction: d.
-        noise: of a product, relative: d'Ad may be off by noise |d| |Ad|.
+        noise: the relative error of a product, so that d'Ad has an error of up to noise |d| |Ad|.
     """
     d = direction.vector
     image = full_tensor(operator @ placed(d, operator))

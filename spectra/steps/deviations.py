@@ -1,10 +1,10 @@
-"""How far the gradients of single examples are from their mean: x_i = g_i - g, whose mean square is the covariance C.
+"""Deviations of the gradients of single examples from their mean, x_i = g_i - g, and products with their matrix X.
 
-    C  =  X'X / N,     tr(HC)  =  tr(X H X') / N,     X the x_i as rows (N, n)
+    C  =  X'X / N,     tr(HC)  =  tr(X H X') / N,     X the x_i as rows (N, n), C the covariance of gradients
 
-No x_i is stored. X v takes one pass over the data, and so does X'w. Squares |x_i|^2 come from the factor of C.
-Examples are in the order of their indices, so that random vectors over them depend neither on batches nor on ranks.
-Where whole items of the data are looked at, as sequences of tokens, g_i is an item's share in g, times their number.
+No x_i is stored. X v and X'w each take one pass over the data. Squares |x_i|^2 come from the factor of C. Examples are
+in the order of their indices, so that random vectors over them depend neither on batches nor on ranks. For whole items
+of the data, such as sequences of tokens, g_i is the item's part of g times the number of items.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from spectra.surfaces.spread import gathered, per_example
 from spectra.vectors import dot, full_tensor
 
 COVARIANCE = "gradient-covariance"
-EACH = 3  # vectors (n,) that a product holds for each column: X'w, its image, and what a backward pass takes
+EACH = 3  # vectors (n,) in memory for each column of a product: X'w, its image, and one of a backward pass
 
 
 @dataclass
 class Deviations:
-    """The x_i at one point, with the passes over the data that were spent on them.
+    """The deviations x_i at one point, with the number of passes over the data that they took.
 
-    A pass J v or J'u over all the data counts as half a product, as in the factor.
+    A pass J v or J'u over all data counts as half a product, as in the factor.
     """
 
-    problem: Problem  # without weight decay, which moves all gradients alike
+    problem: Problem  # without weight decay, which shifts all gradients equally
     mean: Tensor  # g (n,), whole
     factor: Factor  # of C
-    kept: list[Tensor]  # booleans (E,) of each of this process's batches: which rows are examples
-    order: Tensor  # (N,), of all examples by index
+    kept: list[Tensor]  # for each batch of this process a mask (E,) of the rows that are examples
+    order: Tensor  # (N,), sorts all examples by index
     passes: float
-    items: Tensor | None = None  # (N,), the item of each example in this order, from 0 on; None: of single examples
+    items: Tensor | None = None  # (N,), the number of each example's item, in this order; None: single examples
 
     @classmethod
     def of(cls, problem: Problem, memory: int | None = None, check: bool = True, by_item: bool = False) -> Deviations:
-        """The deviations at the parameters as they are now, of single examples or of whole items.
+        """The deviations at the current parameters, for single examples or for whole items.
 
-        Raises SpectraError where single examples have no gradients of their own, or there is only one.
+        Raises SpectraError if single examples have no gradients of their own, or if there is only one.
         """
         plain = replace(problem, weight_decay=0.0)
         with twice_differentiable(plain.model), explained():
@@ -66,7 +66,7 @@ class Deviations:
                 rows = plain.rows(batch)
                 plain.check(rows, batch)
                 kept.append(plain.counted(rows, batch).cpu())
-                places = torch.arange(len(rows) // len(batch)) / max(1, len(rows))  # of a sequence, in their order
+                places = torch.arange(len(rows) // len(batch)) / max(1, len(rows))  # order the rows of a sequence
                 each = batch.indices.cpu().double()[:, None] + places
                 indices.append(each.flatten()[kept[-1]])
         places = joined(torch.cat(indices)[None], plain)[0]
@@ -74,7 +74,7 @@ class Deviations:
         if by_item:
             items = places[order].floor().unique(return_inverse=True)[1]
             if not items[-1]:
-                raise SpectraError("`by` item: one item has no covariance; take more `samples`")
+                raise SpectraError("`by` item: a covariance needs two items or more; use more `samples`")
         return cls(plain, mean_gradient(plain), factor, kept, order, passes=1, items=items)
 
     @property
@@ -84,21 +84,21 @@ class Deviations:
 
     @property
     def products(self) -> float:
-        """What has been spent, in products."""
+        """The cost so far, in products."""
         return self.passes / 2 + self.factor.products
 
     def squares(self) -> Tensor:
-        """|x_i|^2 (N,) of single examples, exact, in float64."""
+        """The squares |x_i|^2 (N,) of single examples, exact, in float64."""
         squares = self.count * joined(self.factor.squares()[None], self.problem)[0, self.order]
         return (squares - 2 * self._slopes([self.mean])[0] + dot(self.mean, self.mean)).clamp(min=0)
 
     def times(self, vectors: Sequence[Tensor]) -> Tensor:
-        """X v for each vector (n,): (k, N), in float64."""
+        """The products X v (k, N) with k vectors (n,), in float64."""
         slopes = self._slopes(vectors)
         return slopes - slopes.mean(dim=1, keepdim=True)
 
     def transposed_times(self, weights: Tensor) -> Tensor:
-        """X'w for each row w of `weights` (k, N): (k, n), whole on every process."""
+        """The products X'w (k, n) with the rows w of `weights` (k, N), whole on every process."""
         problem = self.problem
         given = weights.cpu().double()
         own = self._own(given if self.items is None else given[:, self.items])
@@ -116,9 +116,9 @@ class Deviations:
         return sums - weights.sum(dim=1).to(self.mean)[:, None] * self.mean
 
     def curvatures(self, name: str, directions: Sequence[Tensor]) -> Tensor:
-        """d'A_i d of every example, for a matrix A that is the mean of A_i: (k, N), in float64.
+        """The curvatures d'A_i d (k, N) of all examples for k directions, in float64, where A is the mean of the A_i.
 
-        Raises SpectraError where a layer has no third derivative, which those of the Hessian take.
+        Raises SpectraError if a layer has no third derivative, which the Hessian needs here.
         """
         self.passes += 4 * len(directions)
         return self._by_unit(torch.from_numpy(per_example(self.problem, name, directions)[0])[:, self.order])
@@ -129,14 +129,14 @@ class Deviations:
         return self._by_unit(torch.from_numpy(slopes)[:, self.order])
 
     def _by_unit(self, values: Tensor) -> Tensor:
-        """Values (k, N) of single examples as they are, or added up by item, with the mean that they have."""
+        """Values (k, N) of single examples unchanged, or summed by item and scaled to keep their mean."""
         if self.items is None:
             return values
         sums = values.new_zeros(len(values), self.count).index_add(1, self.items, values)
         return sums * (self.count / values.shape[1])
 
     def _own(self, numbers: Tensor) -> Tensor:
-        """The numbers (k, N) of this process's examples, in its order."""
+        """The part of the numbers (k, N) for the examples of this process, in its order."""
         counts = [0.0] * self.problem.processes.count
         counts[self.problem.processes.rank] = float(sum(int(kept.sum()) for kept in self.kept))
         first = int(sum(self.problem.processes.totals(*counts)[: self.problem.processes.rank]))
@@ -147,9 +147,9 @@ class Deviations:
 
 @dataclass
 class BetweenExamples:
-    """The matrix X H X' / N over examples, (N, N), whose trace is tr(HC); without H, X X' / N, whose trace is tr C.
+    """The matrix X H X' / N over examples, (N, N), with trace tr(HC); without H, X X' / N, with trace tr C.
 
-    A product takes one with H, and two passes over the data.
+    A product takes one product with H and two passes over the data.
     """
 
     deviations: Deviations
@@ -183,10 +183,10 @@ class BetweenExamples:
 
 
 def images(operator: SymmetricOperator, vectors: Tensor) -> list[Tensor]:
-    """The products with rows (k, n), each whole on every process."""
+    """The products of the operator with rows (k, n), each whole on every process."""
     return list(full_tensor(operator @ placed(vectors, operator).T).T)
 
 
 def joined(part: Tensor, problem: Problem) -> Tensor:
-    """The numbers (k, N) of all processes' examples, in the order of `per_example`."""
+    """The numbers (k, N) of the examples of all processes, in the order of `per_example`."""
     return gathered(part[None].cpu(), problem.processes)[0]

@@ -1,8 +1,8 @@
-"""The loss along a direction by forward passes alone: where it is lowest, and where it is back where it was.
+"""Search the loss along a direction, by forward passes alone, for the best and the critical step.
 
-With l(t) the loss at theta + t d, which falls at first, the critical step is the first t > 0 found with l(t) = l(0): a
-longer one makes the loss larger. The best step is the t before it at which the loss is lowest. Of a quadratic loss they
-are -2 g'd / d'Hd and half of that. Losses have rounding errors, which are measured and stand in the errors of both.
+With l(t) the loss at theta + t d, which falls at first, the critical step is the first t > 0 found with l(t) = l(0); a
+longer step raises the loss. The best step is the t before it at which the loss is lowest. For a quadratic loss they are
+-2 g'd / d'Hd and half of that. Rounding errors of losses are measured and included in the errors of both.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from spectra.curvature.displacement import losses
 from spectra.problem.problem import Problem
 from spectra.wording import outline
 
-POINTS = 24  # of the grid on which the first crossing is looked for
-SEEN = 4.0  # times its rounding, by which the loss has to fall to be seen to fall
-NEAR = 1e-3  # of a first step: the distance of the points that tell the rounding of the loss
-ASIDE = 0.05  # of a step: the distance of the points that tell slope and curvature there
-TIGHT = 1e-6  # of a step, to which searches go
-FAR = 1000.0  # radii, as far as is looked
-NOT_FAR = 100.0  # radii, of a first step where the curvature is next to nothing
-LONGER = 8.0  # times the best step of the quadratic model, as far as is looked at least
+POINTS = 24  # intervals of the grid on which the first crossing is searched
+SEEN = 4.0  # times its rounding error: a fall of the loss that is significant
+NEAR = 1e-3  # of a first step: distance of the points that measure the rounding error of the loss
+ASIDE = 0.05  # of a step: distance of the points that give slope and curvature there
+TIGHT = 1e-6  # of a step: tolerance of the searches
+FAR = 1000.0  # radii: the range of the search
+NOT_FAR = 100.0  # radii: the longest first step if the curvature is almost zero
+LONGER = 8.0  # times the best step of the quadratic model: the range of the search at least
 RISES = "as the loss rises along it at first"
 LOST = "as the fall of the loss along it is lost in rounding"
-NEVER = "as the loss is not back within the range searched"
+NEVER = "as the loss does not come back within the range searched"
 FALLS = "as the loss still falls at the end of the range searched"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step t, with its error and the loss there; all None where there is none, for the reason that is given."""
+    """A step t, with its error and the loss there; if there is none, all are None and a reason is given."""
 
     t: float | None = None
     error: float | None = None
@@ -54,7 +54,7 @@ class Line:
     rounding: float  # standard deviation of one loss
     best: Step
     critical: Step
-    furthest: float  # as far as was looked
+    furthest: float  # the end of the range of the search
     evaluations: int  # forward passes over the data
 
     __repr__ = outline
@@ -62,7 +62,7 @@ class Line:
 
 @dataclass
 class Losses:
-    """l(t), each computed once; infinite where it is not finite."""
+    """The function l(t), which computes each loss once; infinite where the loss is not finite."""
 
     problem: Problem
     direction: Tensor  # (n,)
@@ -76,7 +76,7 @@ class Losses:
         return self.known[t]
 
     def up_to(self, end: float) -> tuple[np.ndarray, np.ndarray]:
-        """The t in [0, end] that have been looked at, rising, and the losses there."""
+        """The t in [0, end] that have been evaluated, in rising order, and the losses there."""
         t = np.array(sorted(t for t in self.known if 0 <= t <= end))
         return t, np.array([self.known[one] for one in t])
 
@@ -95,18 +95,18 @@ def search_line(
     """Search the loss along a direction for its best and its critical step.
 
     Args:
-        problem: the problem, at the parameters from which the line goes out.
-        direction: d (n,), in which t is measured.
+        problem: the problem, at the parameters where t = 0.
+        direction: the direction d (n,).
         slope: g'd.
-        curvature: d'Hd, for a first guess; None, or not positive, where there is none to be had.
-        radius: the t that is gone first where there is no such guess; FAR times it is looked at.
-        slope_error: the rounding error of the slope; a slope that may be zero does not tell whether the loss falls.
-        show: a t up to which losses are wanted in any case.
+        curvature: d'Hd, for a first guess of the step; None if it is unknown.
+        radius: the first t to try if the curvature gives no guess; the search goes up to FAR times it.
+        slope_error: the rounding error of the slope; a slope that may be zero does not say whether the loss falls.
+        show: the t up to which losses are computed in any case.
         watch: called before each pass over the data.
 
     Returns:
-        The losses that were computed, and both steps. They are missing where the loss does not fall along d, where its
-        fall is lost in rounding, and where it does not come back.
+        The losses that were computed, and both steps. A step is missing if the loss does not fall along d, if its fall
+        is lost in rounding, or if it does not come back.
 
     Raises:
         SpectraError: the model fails.
@@ -135,10 +135,10 @@ def search_line(
 
 
 def rounding_of(loss: Losses, step: float, eps: float) -> float:
-    """The standard deviation of the rounding of one loss, at least one unit in its last place.
+    """The standard deviation of the rounding error of one loss, at least one unit in its last place.
 
-    From fourth differences at seven points near 0, to which a smooth function adds nothing that matters (Moré, Wild
-    2011, *Estimating computational noise*).
+    It is estimated from fourth differences at seven points near 0, to which a smooth function contributes very little
+    (Moré, Wild 2011, *Estimating computational noise*).
     """
     values = np.array([loss(NEAR * step * i) for i in range(-3, 4)])
     measured = np.sqrt(np.square(np.diff(values, 4)).mean() / 70) if np.isfinite(values).all() else 0.0
@@ -148,10 +148,10 @@ def rounding_of(loss: Losses, step: float, eps: float) -> float:
 def bracket(
     loss: Losses, guess: float, furthest: float, seen: float, slope: float, bend: float
 ) -> tuple[float, float | None]:
-    """A t at which the loss has fallen by `seen`, 0 where there is none, and a later one at which it is back, or None.
+    """A t at which the loss has fallen by `seen` (0 if there is none), and a later t at which it is back (or None).
 
-    Steps are halved until the loss has fallen, or until slope and `bend`, the curvature where it is below zero, make it
-    fall by less. Then they are doubled until it is back.
+    Steps are halved until the loss has fallen by `seen`, or until slope and `bend` (the curvature if it is negative)
+    predict a smaller fall. Then they are doubled until the loss is back.
     """
     start, low = loss(0.0), guess
     while not loss(low) < start - seen:
@@ -167,21 +167,21 @@ def bracket(
 
 
 def first_crossing(values: np.ndarray, start: float, seen: float) -> int | None:
-    """The first place at which the loss is back after it has fallen by `seen`; None where it is not."""
+    """The first index at which the loss is back after it has fallen by `seen`; None if it never is."""
     fallen = int(np.flatnonzero(values < start - seen)[0])
     back = np.flatnonzero(values[fallen:] >= start)
     return fallen + int(back[0]) if len(back) else None
 
 
 def critical_step(loss: Losses, t: np.ndarray, crossing: int | None, rounding: float) -> Step:
-    """The root of l(t) - l(0) before the place of the crossing, by Brent's method.
+    """The root of l(t) - l(0) in the interval before the crossing, by Brent's method.
 
-    Its error is what the search leaves, and what two roundings make on the slope there.
+    Its error is the tolerance of the search, plus two rounding errors of the loss over the slope there.
     """
     if crossing is None:
         return Step(reason=NEVER)
     start, low, high = loss(0.0), t[crossing - 1], t[crossing]
-    most = start - min(loss(one) for one in t)  # beyond which heights say nothing of the root
+    most = start - min(loss(one) for one in t)  # limits the influence of very high losses
     root = float(high)
     if loss(high) > start:
         root = cast(float, brentq(lambda t: min(loss(t) - start, most), low, high, xtol=TIGHT * high))
@@ -192,9 +192,9 @@ def critical_step(loss: Losses, t: np.ndarray, crossing: int | None, rounding: f
 
 
 def best_step(loss: Losses, t: np.ndarray, rounding: float) -> Step:
-    """The minimum around the lowest of the points, by Brent's method; among several it is that one.
+    """The minimum next to the lowest of the points t, by Brent's method.
 
-    Its error is what the search leaves, and how far two roundings shift the minimum of a parabola.
+    Its error is the tolerance of the search, plus the shift of a parabola's minimum by two rounding errors of the loss.
     """
     values = np.array([loss(one) for one in t])
     lowest = int(values.argmin())

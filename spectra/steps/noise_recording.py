@@ -1,4 +1,4 @@
-"""From noise scales and worst cases to their records."""
+"""Convert noise scales and worst cases to their records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scale_record(found: noise_scale.NoiseScale) -> NoiseScale:
 
 
 def noise_record(point: noise_scale.NoiseAt) -> Noise:
-    """Find the simple noise scale, and make its record."""
+    """Compute the simple noise scale, and return the record of the noise."""
     simple, (unit, note) = point.simple(), noise_scale.unit_of(point.deviations)
     return Noise(
         examples=point.deviations.count,
@@ -45,7 +45,7 @@ def noise_record(point: noise_scale.NoiseAt) -> Noise:
 
 
 def worst_record(found: worst_case.WorstCase) -> WorstCase:
-    """The record of what ascent has found in a ball."""
+    """The record of gradient ascent in a ball."""
     return WorstCase(
         rho=found.rho,
         adaptive=found.adaptive,
@@ -64,5 +64,5 @@ def ball_record(ball: Ball, found: trust_region.BallMaximum) -> BallMaximum:
 
 
 def finite(value: float) -> float | None:
-    """The value; None where it is not finite."""
+    """The value; None if it is not finite."""
     return value if math.isfinite(value) else None

@@ -1,13 +1,13 @@
-"""The noise scale of the gradient: the batch for which noise and signal weigh alike.
+"""The noise scale of the gradient: the batch size at which its noise equals its signal.
 
 With C the covariance of the gradients of single examples, the gradient of B examples has mean g and covariance C / B:
 
-    simple    tr C / |g|^2           the batch whose noise is as long as the gradient
-    full      tr(HC) / g'Hg          the batch with which the best step lowers the loss by half of what g itself would
+    simple    tr C / |g|^2           the batch size at which the noise is as large as the gradient
+    full      tr(HC) / g'Hg          the batch size at which the best step lowers the loss half as much as along g
 
-(McCandlish, Kaplan, Amodei et al. 2018, *An empirical model of large-batch training*). The data are taken for a sample
-of N examples: then C N / (N - 1), |g|^2 - tr C / (N - 1) and g'Hg - tr(HC) / (N - 1) are free of bias, the last for H
-as it is on these data. Errors over examples are to first order, by each example's influence (Efron 1982).
+(McCandlish, Kaplan, Amodei et al. 2018, *An empirical model of large-batch training*). The data are treated as a sample
+of N examples: C N / (N - 1), |g|^2 - tr C / (N - 1) and g'Hg - tr(HC) / (N - 1) are unbiased, the last for a fixed H.
+Errors over examples are to first order, by each example's influence (Efron 1982).
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from spectra.steps.sampled import Sampled
 from spectra.vectors import dot, without_autocast
 from spectra.wording import counted, with_error
 
-RTOL = 0.1  # standard error of a trace over the trace: a noise scale is an order of magnitude
+RTOL = 0.1  # standard error of a trace over the trace; users need the order of magnitude of a noise scale
 MOST = 100  # products with a matrix over examples
-EXACT_WORK = 100  # products that the squares of single gradients may take, else tr C is estimated too
+EXACT_WORK = 100  # products that exact squares of single gradients may take; beyond, tr C is estimated
 UNITS = ("example", "item")
-VECTORS = 8  # random sums of the x_i, by which influences are estimated that need no precision
+VECTORS = 8  # random sums of the x_i, for rough estimates of influences
 
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """A noise scale in examples, of what it is a ratio, and what is known of it.
+    """A noise scale in examples, as a ratio of noise to signal with its errors.
 
-    `value` is None where the data do not tell it; `reason` says why, and `interval` what they tell all the same.
+    `value` is None if the data do not determine it; then `reason` says why, and `interval` gives bounds.
     """
 
     kind: str  # simple, or full
-    curvature: str | None  # the matrix H of the full one
+    curvature: str | None  # the matrix H of the full noise scale
     ratio: Ratio
-    signal: float  # |g|^2 or g'Hg as it is on these examples
-    without_sampling: str | None = None  # why the error over examples is not known
+    signal: float  # |g|^2 or g'Hg on these examples, without correction
+    without_sampling: str | None = None  # why the error over examples is unknown
 
     def __str__(self) -> str:
-        """The noise scale with its error, or the reason why there is none, and the interval."""
+        """The noise scale with its error, or the reason why it is unknown, and the interval."""
         low, high = self.interval
         found = self.reason or with_error(self.value or 0.0, self.standard_error or 0.0, most=4)
         if math.isnan(low) or low == high:
@@ -70,55 +70,55 @@ class NoiseScale:
 
     @property
     def standard_error(self) -> float | None:
-        """Its standard error, of the sample of data and of random vectors."""
+        """The standard error, from the sample of data and from random vectors."""
         return self.ratio.standard_error
 
     @property
     def sampling_error(self) -> float | None:
-        """The part of the standard error that the sample of data has; 0 for a whole population."""
+        """The part of the standard error from the sample of data; 0 for a whole population."""
         return self.ratio.sampling_error
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval; its upper end is infinite where the data give a lower bound alone, nan where none."""
+        """The 95 % interval; its upper end is infinite if the data give only a lower bound, both are nan if none."""
         return self.ratio.interval
 
     @property
     def reason(self) -> str | None:
-        """The reason why there is no value; None where there is one."""
+        """The reason why the value is unknown; None if it is known."""
         if self.value is not None:
             return None
         noise, signal = ("tr C", "|g|^2") if self.kind == "simple" else ("tr(HC)", "g'Hg")
         if not (math.isfinite(self.ratio.numerator) and math.isfinite(self.ratio.denominator)):
             return f"{noise} or {signal} is not finite"
         if abs(self.signal) < self.ratio.rounding:
-            return f"{signal} is lost in rounding: it is zero as far as the dtype tells"
+            return f"{signal} is lost in rounding: it is zero within the precision of the dtype"
         if self.ratio.resolved:
-            return f"{noise} is below zero: noise lowers the loss to second order"
+            return f"{noise} is below zero: to second order, noise lowers the loss"
         if not math.isnan(self.interval[1]):
-            return f"not resolved: these examples do not tell {signal} from zero"
+            return f"not resolved: with these examples {signal} cannot be distinguished from zero"
         if self.signal < 0:
-            return f"{signal} is below zero: the loss curves down along the gradient, and bounds no step"
+            return f"{signal} is below zero: the loss curves down along the gradient and limits no step"
         return (
-            f"{signal} is smaller than the noise of a sample makes it, as after training on these examples; take "
-            "others, or these as the `population`"
+            f"{signal} is smaller than sampling noise alone would make it, as after training on these examples; use "
+            "other examples, or treat these as the `population`"
         )
 
 
 @dataclass(frozen=True, repr=False)
 class Noise:
-    """The noise of the gradient at one point: its noise scales, and how they were found."""
+    """The noise of the gradient at one point: its noise scales, and their cost."""
 
     examples: int  # N, or the number of items
     population: bool
     simple: NoiseScale
     full: NoiseScale | None
-    products: int  # a pass over the data counts as half of one
-    unit: str  # what an example is
+    products: int  # a pass over the data counts as half a product
+    unit: str  # what is counted: example, target or item
     note: str | None = None
 
     def __repr__(self) -> str:
-        """Both noise scales, and what they were found of."""
+        """Both noise scales, the number of examples, and the cost."""
         full = "" if self.full is None else f", full ({self.full.curvature}) {self.full}"
         of = counted(self.examples, self.unit)
         return f"Noise(simple {self.simple}{full}; of {of} in {counted(self.products, 'product')})"
@@ -199,7 +199,7 @@ def refuse_matrix(name: str) -> None:
 
 @dataclass
 class NoiseAt:
-    """The noise of the gradient at one point, from which both kinds of noise scale are found."""
+    """The noise of the gradient at one point, which computes both kinds of noise scale."""
 
     deviations: Deviations
     gradient: Tensor  # (n,), of the mean loss with weight decay
@@ -221,12 +221,12 @@ class NoiseAt:
         by_item: bool = False,
         **settings: Any,
     ) -> NoiseAt:
-        """The noise at the parameters as they are now. Raises SpectraError as `Deviations.of` does."""
+        """The noise at the current parameters. Raises SpectraError as `Deviations.of` does."""
         deviations = Deviations.of(problem, memory, check, by_item)
         return cls(deviations, with_weight_decay(problem, deviations.mean), generator, population, **settings)
 
     def simple(self) -> NoiseScale:
-        """tr C / |g|^2, with the influence of each example."""
+        """The simple noise scale tr C / |g|^2, with the influence of each example."""
         deviations, n = self.deviations, self.deviations.count
         error = 0.0
         if deviations.items is None and deviations.factor.trace_work() <= EXACT_WORK:
@@ -242,10 +242,10 @@ class NoiseAt:
         return NoiseScale("simple", None, found.ratio(self.population), found.signal)
 
     def full(self, operator: SymmetricOperator, name: str, max_products: int | None = None) -> NoiseScale:
-        """tr(HC) / g'Hg for the matrix `name`, with the influence of each example, or why that is not known.
+        """The full noise scale tr(HC) / g'Hg for the matrix `name`, with the influence of each example, if known.
 
-        An example enters tr(HC) by x_i'H x_i, which the diagonal of the matrix over examples holds, and by tr(H_i C),
-        which is E w'H_i w over random sums w. Besides those of the diagonal it takes VECTORS + 1 products with H.
+        An example enters tr(HC) through x_i'H x_i, an entry of the diagonal of the matrix over examples, and through
+        tr(H_i C) = E w'H_i w over random sums w. Besides those of the diagonal it takes VECTORS + 1 products with H.
         """
         deviations, n = self.deviations, self.deviations.count
         estimate = self._diagonal(BetweenExamples(deviations, operator), max_products or self.max_products)
@@ -258,7 +258,7 @@ class NoiseAt:
             try:
                 curvatures = deviations.curvatures(name, [self.gradient, *sums])
             except SpectraError as error:
-                without = f"the curvature of single examples takes third derivatives: {error}"
+                without = f"the curvature of single examples needs third derivatives: {error}"
             else:
                 influences = n * estimate.values.cpu().double() + curvatures[1:]
                 about = 2 * along[0] + curvatures[0]
@@ -267,7 +267,7 @@ class NoiseAt:
         return NoiseScale("full", name, found.ratio(self.population), found.signal, without)
 
     def rest(self) -> int:
-        """The products that `full` takes beside two for each product with the matrix over examples."""
+        """The products that `full` takes in addition to two for each product with the matrix over examples."""
         return 1 if self.population else 4 * VECTORS + 5
 
     @property
@@ -291,19 +291,19 @@ class NoiseAt:
 
 
 def second_order(along: Tensor) -> float:
-    """2 tr(HCHC) / N^2 from the x_i'H w (K, N), as E (Hw)'C(Hw) = tr(HCHC)."""
+    """Estimate 2 tr(HCHC) / N^2 from x_i'H w (K, N), since E (Hw)'C(Hw) = tr(HCHC)."""
     return 2 * along.square().mean().item() / along.shape[1] ** 2
 
 
 def unit_of(deviations: Deviations) -> tuple[str, str | None]:
-    """What an example is, and a caution where several of them come together."""
+    """The unit of noise scales, and a caution if examples are not independent."""
     if deviations.items is not None:
         return "item", None
     items = sum(map(len, deviations.problem.batches))
     if deviations.count <= items:
         return "example", None
     return "target", (
-        f"an example is a target here, {deviations.count / items:.3g} of them in each item of the data; those of one "
-        'item are not drawn independently, as the noise scale takes them to be: spectra.noise_scale(..., by="item") '
-        "counts whole items"
+        f"an example is a target here, and each item of the data has {deviations.count / items:.3g}; targets of "
+        'one item are not independent, as the noise scale assumes; spectra.noise_scale(..., by="item") counts whole '
+        "items"
     )

@@ -1,4 +1,4 @@
-"""From what was found at a step to its record."""
+"""Convert the results of `spectra step` to their records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def point_record(
     left_out: Sequence[str],
     noise: Mapping[str, Any],
 ) -> StepPoint:
-    """The record of the checkpoint and of the loss along its directions; `noise` has the fields of its other parts."""
+    """The record of the checkpoint and of the loss along its directions; `noise` has the fields on noise and balls."""
     return StepPoint(
         loss=point.loss,
         gradient_norm=norm(point.gradient),
@@ -67,23 +67,23 @@ def found(step: Step) -> StepFound:
 
 
 def step_result(measurement: Any, directions: Sequence[Direction], slopes: Any, n: int) -> StepResult:
-    """The record of one measurement whose answer is a `steps.run.Met`."""
-    met, pairs = measurement.answer, measurement.answer.pairs
+    """The record of one measurement whose answer is a `steps.run.MatrixResult`."""
+    result, pairs = measurement.answer, measurement.answer.pairs
     of_the_loss = definition(measurement.curvature).loss_power == 1
     told = {d.name: (d, slope, error) for d, slope, error in zip(directions, *slopes, strict=True)}
     return StepResult(
         of_the_loss=of_the_loss,
-        k=met.k,
+        k=result.k,
         parameters=n,
         eigenvalues=np.zeros(0) if pairs is None else pairs.values.numpy(),
         residuals=np.zeros(0) if pairs is None else pairs.residuals.numpy(),
         complete=None if pairs is None else pairs.complete,
-        source=met.source,
+        source=result.source,
         along=[
-            along_record(*told[name], curvature, met.shares.get(name), of_the_loss)
-            for name, curvature in met.curvatures.items()
+            along_record(*told[name], curvature, result.shares.get(name), of_the_loss)
+            for name, curvature in result.curvatures.items()
         ],
-        **met.noise,
+        **result.noise,
         **cost_of(measurement),
     )
 
@@ -91,7 +91,7 @@ def step_result(measurement: Any, directions: Sequence[Direction], slopes: Any, 
 def along_record(
     d: Direction, slope: float, error: float | None, c: DirectionalCurvature, shares: Any, of_the_loss: bool
 ) -> StepAlong:
-    """The record of one direction beside one matrix."""
+    """The record of one direction for one matrix."""
     best, best_error = quadratic_step(slope, error, c) if of_the_loss else (None, None)
     none = np.zeros(0)
     return StepAlong(
@@ -113,7 +113,7 @@ def along_record(
 
 
 def quadratic_step(slope: float, error: float | None, c: DirectionalCurvature) -> tuple[float | None, float | None]:
-    """The minimum -g'd / d'Ad of the quadratic model, with its error; None where it has none at t > 0 for sure."""
+    """The minimum -g'd / d'Ad of the quadratic model with its error; None if it is not certain to be at t > 0."""
     if not (slope < 0 and c.value > c.error):
         return None, None
     best = -slope / c.value

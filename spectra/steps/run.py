@@ -1,4 +1,4 @@
-"""`spectra step`: its settings, and the function that takes a request to its record."""
+"""Run `spectra step`: its settings, and the function that makes the record."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.steps.alignment import Alignment, alignment
-from spectra.steps.beside import Beside
 from spectra.steps.curvatures import DirectionalCurvature, curvature_along
 from spectra.steps.directions import (
     RATE,
@@ -40,21 +39,31 @@ from spectra.steps.directions import (
     update_direction,
 )
 from spectra.steps.line_search import Line, search_line
+from spectra.steps.noise_and_balls import NoiseAndBalls
 from spectra.steps.recording import point_record, step_result
 from spectra.steps.slopes import slopes
 from spectra.surfaces.landscape import Point
 from spectra.vectors import take_rows
 
-NEARBY = 0.01  # of |theta|: as far as is gone first where curvature tells nothing
-NO_OPTIMIZER = "no state of an optimizer is given"
+NEARBY = 0.01  # of |theta|: the first step to try if the curvature gives no guess
+NO_OPTIMIZER = "no optimizer state is given"
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """The number of leading eigenvectors, their tolerance, the optimizer, other checkpoints, noise, and balls.
+    """The settings of `spectra step`.
 
-    The optimizer is one of torch.optim, what its `state_dict()` returned, or a file, with `?name=AdamW` behind it where
-    the state does not tell; None: that in the checkpoint, if any. Without `ascent_steps` there are no balls.
+    Attributes:
+        k: the number of leading eigenvectors; 0: none.
+        tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
+        optimizer: a torch.optim optimizer, its state dict, or a file, with `?name=AdamW` appended if the state does not
+            name its class; None: the state in the checkpoint, if any.
+        to: other checkpoints.
+        noise: whether to estimate noise scales.
+        population: whether the data are the whole population.
+        rho: the radius of a ball.
+        adaptive_rho: the radius of a ball with distances relative to the size of each parameter.
+        ascent_steps: the number of steps of ascent in each ball; 0: no balls.
     """
 
     k: int = K
@@ -82,7 +91,7 @@ class StepSettings:
 
 
 def step(session: Session[StepSettings]) -> Record:
-    """Look at the next step along each direction, beside each matrix, and return the record."""
+    """Analyse each direction for each matrix, and return the record."""
     session.load()
     problem = session.problem
     with session.resumable():
@@ -91,12 +100,12 @@ def step(session: Session[StepSettings]) -> Record:
         along = slopes(problem, point.gradient, [d.vector for d in directions])
         together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
         with session.listener.work("noise and worst case"):
-            beside = Beside.of(session)
-        look = Look(session, together, blocks, directions, beside)
+            noise_and_balls = NoiseAndBalls.of(session)
+        analyse = Analysis(session, together, blocks, directions, noise_and_balls)
         matrices = [together.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
         found = []
-        while matrices:  # each gives its memory back in the end
-            found.append(look(matrices.pop(0)))
+        while matrices:  # each is released after use
+            found.append(analyse(matrices.pop(0)))
         guesses = next((m.answer.curvatures for m in found if definition(m.curvature).loss_power == 1), {})
         lines = {}
         with session.listener.work("loss along directions") as line:
@@ -105,7 +114,9 @@ def step(session: Session[StepSettings]) -> Record:
                 curvature = guesses[d.name].value if d.name in guesses else None
                 lines[d.name] = loss_along(problem, d, slope, error, curvature, point.norm)
     results = [step_result(measurement, directions, along, problem.size) for measurement in found]
-    record = session.record([], results, point=point_record(point, directions, along, lines, left_out, beside.found()))
+    record = session.record(
+        [], results, point=point_record(point, directions, along, lines, left_out, noise_and_balls.found())
+    )
     if notes := [d.note for d in directions if d.note]:
         record = record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *notes]))
     return with_earlier(record, found)
@@ -120,7 +131,7 @@ def loss_along(
 
 
 def with_earlier(record: Record, found: Sequence[Measurement]) -> Record:
-    """The record with the file of eigenvectors that were taken among its options, for --config elsewhere."""
+    """Add the file of eigenvectors that were used to the options of the record, so that --config works elsewhere."""
     taken = [m.answer.source for m in found if m.answer.source not in (None, "computed")]
     if not taken:
         return record
@@ -132,12 +143,12 @@ def with_earlier(record: Record, found: Sequence[Measurement]) -> Record:
 
 
 def found_directions(session: Session[StepSettings], point: Point) -> tuple[list[Direction], list[str]]:
-    """The directions that there are, and why others are not.
+    """The directions that can be determined, and the reasons why others are left out.
 
-    Raises SpectraError where there is none, and where one that was asked for cannot be told.
+    Raises SpectraError if there is none, or if a requested one cannot be determined.
     """
     problem, asked = session.problem, session.request.settings
-    found, missing = [], {}  # of each reason, the directions that are left out for it
+    found, missing = [], {}  # the directions that are left out, by reason
 
     def take(what: str, make: Callable[[], Direction], asked_for: bool) -> None:
         try:
@@ -145,7 +156,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
         except SpectraError as error:
             if asked_for:
                 raise about(error, asked.optimizer) from error
-            missing.setdefault(told(error).removeprefix(f"{what}: "), []).append(what)
+            missing.setdefault(reason_of(error).removeprefix(f"{what}: "), []).append(what)
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
     model, given = session.network.trained_model, asked.optimizer is not None
@@ -154,7 +165,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     except SpectraError as error:
         if given:
             raise
-        held, without = None, told(error)
+        held, without = None, reason_of(error)
     if held is None:
         missing[without] = ["update", "momentum"]
     else:
@@ -166,24 +177,24 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
         found.append(checkpoint_direction(problem, other, key, name))
     left_out = [f"{' and '.join(names)}: {reason}" for reason, names in missing.items()]
     if not found:
-        raise SpectraError(f"`to`: there is no direction to look along ({'; '.join(left_out)}); name a checkpoint")
+        raise SpectraError(f"`to`: there is no direction to analyse ({'; '.join(left_out)}); name another checkpoint")
     return found, left_out
 
 
 def about(error: SpectraError, optimizer: Any) -> SpectraError:
-    """The error, with the file of the optimizer that it is about."""
+    """The error, with the name of the optimizer's file."""
     if not isinstance(optimizer, str | Path):
         return error
     return SpectraError(str(error).replace("`optimizer`: ", f"`optimizer` {quoted(str(optimizer))}: ", 1))
 
 
-def told(error: SpectraError) -> str:
-    """The reason in an error, for a record: it names no argument, since none was given."""
+def reason_of(error: SpectraError) -> str:
+    """The text of an error for a record, without names of arguments, since none was given."""
     return str(error).removeprefix("`optimizer`: ").replace("`", "")
 
 
 def names_of(others: Sequence[Any]) -> list[str]:
-    """Names of the ways to other checkpoints: by their files, or numbers, where there are several."""
+    """The names of directions to other checkpoints; several are told apart by their files, or by numbers."""
     if len(others) == 1:
         return ["checkpoint"]
     files = [Path(other).name if isinstance(other, str | Path) else "" for other in others]
@@ -195,8 +206,8 @@ def names_of(others: Sequence[Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Met:
-    """What the directions meet of one matrix."""
+class MatrixResult:
+    """The results for one matrix: curvatures and shares of directions, eigenpairs, noise and balls."""
 
     curvatures: Mapping[str, DirectionalCurvature]
     pairs: Eigenpairs | None
@@ -209,21 +220,21 @@ class Met:
 
 @dataclass(frozen=True)
 class Cost:
-    """The products of a matrix and of its diagonal blocks, of which one counts as many as there are blocks."""
+    """The products of a matrix and of its diagonal blocks; one of the latter counts as many as there are blocks."""
 
     matrix: Counting
-    own: Counting | None  # the diagonal blocks, where there are several
+    own: Counting | None  # the diagonal blocks, if there are several
     blocks: int
     limit: int | None
 
     @property
     def spent(self) -> int:
-        """The products made."""
+        """The number of products made."""
         return self.matrix.products + (self.blocks * self.own.products if self.own else 0)
 
     @property
     def left(self) -> int | None:
-        """The products that may still be made; None: any number."""
+        """The number of products that are left; None: no limit."""
         return None if self.limit is None else max(0, self.limit - self.spent)
 
     def allows(self, directions: int) -> bool:
@@ -232,17 +243,17 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Look:
-    """A look along the same directions, beside one matrix after the other."""
+class Analysis:
+    """The analysis of the same directions for one matrix after the other."""
 
     session: Session[StepSettings]
     together: Together
     blocks: list[ParameterBlock]
     directions: Sequence[Direction]
-    beside: Beside
+    noise_and_balls: NoiseAndBalls
 
     def __call__(self, matrix: Prepared) -> Measurement:
-        """What the directions meet of one matrix, with what that cost."""
+        """Analyse the directions for one matrix, and count the cost."""
         name, k, limit = matrix.curvature.name, self.session.request.settings.k, self.session.request.max_products
         generator = torch.Generator().manual_seed(self.session.request.seed)
         with self.session.listener.work(name) as progress:
@@ -256,10 +267,10 @@ class Look:
             pairs, source = self.leading(counted, name, generator, cost.left, progress) if k else (None, None)
         shares = {d.name: alignment(counted, pairs, k, d.vector) for d in some} if pairs and len(pairs.values) else {}
         with self.session.listener.work(f"{name}, noise and worst case"):
-            beside, apart = self.beside.matrix(counted, name, cost.left)
+            more, apart = self.noise_and_balls.matrix(counted, name, cost.left)
         good = whole and (not k or (pairs is not None and pairs.converged and len(pairs.values) >= k))
-        met = Met(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, beside)
-        return matrix.measured(met, cost.spent + apart, time.perf_counter() - start)
+        result = MatrixResult(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, more)
+        return matrix.measured(result, cost.spent + apart, time.perf_counter() - start)
 
     def blocks_of(self, matrix: Prepared) -> Any:
         """The diagonal blocks of the layers."""
@@ -270,7 +281,7 @@ class Look:
     def leading(
         self, operator: Counting, name: str, generator: torch.Generator, left: int | None, progress: Any
     ) -> tuple[Eigenpairs | None, str | None]:
-        """The leading eigenpairs, one more than asked for where there is one, and where they are from."""
+        """The leading eigenpairs, one more than requested if there is one, and their source."""
         asked, n = self.session.request.settings, operator.shape[0]
         wanted, before = min(asked.k + 1, n), operator.products
         known = self.taken(operator, name, None if left is None else left // 2)
@@ -286,15 +297,14 @@ class Look:
         return followed_by(pairs, rest), source
 
     def taken(self, operator: Counting, name: str, room: int | None) -> tuple[Eigenpairs, str] | None:
-        """Eigenpairs of an earlier `eig`, as many as are asked for or one more, and its file; None for too few."""
+        """Eigenpairs from an earlier result of `eig`, k or k + 1 of them, and its file; None if there are too few."""
         earlier, note = self.session.arrays_of_earlier(), self.session.listener.note
         asked, agree = self.session.request.settings, self.session.processes.least
         if earlier is None:
             return None
         if not agree(end_of(earlier) == "LM"):
-            note(
-                f"{name}: {earlier} holds eigenvectors of `which` {end_of(earlier) or 'unknown'}, so they are computed"
-            )
+            held = f"{earlier} holds eigenvectors of `which` {end_of(earlier) or 'unknown'}"
+            note(f"{name}: {held}, so new ones are computed")
             return None
         if room is not None and room < asked.k:
             return None
@@ -303,7 +313,8 @@ class Look:
             return None
         good = int((pairs.residuals <= asked.tolerance * pairs.values.abs()).long().cumprod(0).sum())
         if good < min(asked.k, operator.shape[0]):
-            note(f"{name}: {earlier} holds {good} eigenvectors within `tolerance`, not {asked.k}, so they are computed")
+            held = f"{earlier} holds only {good} of {asked.k} eigenvectors within `tolerance`"
+            note(f"{name}: {held}, so new ones are computed")
             return None
         return first_of(pairs, good), str(earlier.with_suffix(".json"))
 
@@ -316,9 +327,9 @@ def first_of(pairs: Eigenpairs, count: int) -> Eigenpairs:
 
 
 def followed_by(pairs: Eigenpairs, rest: Eigenpairs) -> Eigenpairs:
-    """The pairs, and behind them the values of those that a search beside them has found, without their vectors.
+    """The pairs, followed by the eigenvalues `rest` of a search with the pairs projected out, without eigenvectors.
 
-    A value of the matrix lies within its residual and those of the pairs that were projected out.
+    The error of such an eigenvalue is bounded by its residual plus those of the pairs that were projected out.
     """
     residuals = rest.residuals + pairs.residuals.square().sum().sqrt()
     return replace(

@@ -1,4 +1,4 @@
-"""A trace and a signal as they are on N examples, for a larger population of which these are a sample."""
+"""Correct a trace and a signal on a sample of N examples for the population from which it is drawn."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import numpy as np
 
 from spectra.steps.ratio import Ratio
 
-ROUNDINGS = 10.0  # units in the last place of gradients of single examples, to which their mean may be zero
+ROUNDINGS = 10.0  # units in the last place of single gradients; a smaller mean is zero up to rounding
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A trace t = tr(HC) and a signal q = g'Hg on N examples, with what each example does to them.
+    """A trace t = tr(HC) and a signal q = g'Hg on N examples, with the influence of each example on them.
 
-    The rows of `influences` differ by the noise of independent random vectors, where they are estimated. Where the
-    gradient is about zero, no example has an influence of first order on q, and `second_order` is left.
+    The rows of `influences` are estimates with independent random vectors, unless they are exact. At a gradient of
+    about zero, no example has an influence of first order on q, and its variance is `second_order`.
     """
 
     examples: int  # N
     trace: float
     signal: float
-    error: float  # the standard error of the trace, by random vectors; 0 where it is exact
-    eps: float = 0.0  # of the gradients of single examples, relative: what is left of their mean below it is rounding
-    influences: np.ndarray | None = None  # (K, N), on t; (1, N) where they are exact
-    about: np.ndarray | None = None  # (N,), on q
-    second_order: float = 0.0  # 2 tr(HCHC) / N^2, the variance that q has at a gradient of zero
+    error: float  # the standard error of the trace from random vectors; 0 if it is exact
+    eps: float = 0.0  # the relative rounding error of single gradients
+    influences: np.ndarray | None = None  # (K, N), on t; (1, N) if they are exact
+    about: np.ndarray | None = None  # (N,), influences on q
+    second_order: float = 0.0  # 2 tr(HCHC) / N^2, the variance of q at a gradient of zero
 
     def ratio(self, population: bool) -> Ratio:
-        """t / q where the examples are the whole population, else t N / (N - 1) over q - t / (N - 1)."""
+        """The ratio t / q for the whole population, else the unbiased t N / (N - 1) over q - t / (N - 1)."""
         probes = np.diag([self.error**2, 0.0])
         if population:
             rounding = (ROUNDINGS * self.eps) ** 2 * abs(self.trace)
@@ -43,10 +43,10 @@ class Sampled:
         return Ratio(top, bottom, corrected @ probes @ corrected.T, sampling)
 
     def _sampling(self) -> np.ndarray | None:
-        """The covariance (2, 2) of (t, q) over samples of N examples; None where influences are not known.
+        """The covariance (2, 2) of (t, q) over samples of N examples; None if influences are unknown.
 
-        The noise in the influences by two random vectors is independent: so the mean product of two such, each less its
-        mean over examples, is the variance without that noise. It is 0 where it comes out below that.
+        The noise of the influences is independent between random vectors, so the mean product of two centred rows is
+        the variance without that noise. A negative estimate is replaced by 0.
         """
         if self.influences is None or self.about is None:
             return None
@@ -64,5 +64,5 @@ class Sampled:
 
 
 def centred(values: np.ndarray) -> np.ndarray:
-    """Values less their mean over the last dimension."""
+    """Values minus their mean over the last dimension."""
     return values - values.mean(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The slopes of the loss along directions, g'd, and their rounding errors, told by a second way to compute them."""
+"""The slopes g'd of the loss along directions, with rounding errors from a second way to compute them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from spectra.vectors import dot, norm
 def slopes(problem: Problem, gradient: Tensor, vectors: Sequence[Tensor]) -> tuple[list[float], list[float | None]]:
     """The slopes g'd of the loss along vectors (n,), each with its rounding error.
 
-    The error is the difference from (dl/df)'(J d), with the model's outputs f and their derivative J, of which other
-    sums are made; at least one unit in the last place of |g||d|. It is None for a model or loss that has no such
-    product, and where the logits of a batch are large.
+    The error is the difference from (dl/df)'(J d), with the model's outputs f and their derivative J, which has other
+    rounding errors; it is at least one unit in the last place of |g||d|. It is None for a model or loss without such
+    products, and if the logits of a batch are large.
 
     Args:
-        gradient: g (n,), of the mean loss with the problem's weight decay.
+        problem: the problem, at the current parameters.
+        gradient: the gradient g (n,) of the mean loss with the problem's weight decay.
+        vectors: the directions d (n,).
     """
     found, eps = [dot(gradient, d) for d in vectors], torch.finfo(problem.dtype).eps
     if largest_logits(problem) > LARGE:
@@ -41,7 +43,7 @@ def slopes(problem: Problem, gradient: Tensor, vectors: Sequence[Tensor]) -> tup
 def by_outputs(problem: Problem, vectors: Sequence[Tensor]) -> list[float]:
     """The slopes as sums over outputs, (dl/df)'(J d), weight decay included; a few backward passes over the data.
 
-    Raises SpectraError where a layer has no second derivative.
+    Raises SpectraError if a layer has no second derivative.
     """
     totals = [0.0] * len(vectors)
     with twice_differentiable(problem.model), explained():

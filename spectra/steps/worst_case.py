@@ -1,10 +1,11 @@
-"""Worst-case sharpness: how far the loss rises at most within a distance rho of the parameters.
+"""Worst-case sharpness: the largest rise of the loss within a distance rho of the parameters.
 
-    max of  L(theta + d) - L(theta)   over  |d| <= rho,   or  |d / theta| <= rho  entry by entry (adaptive)
+    max of  L(theta + d) - L(theta)   over  |d| <= rho,   or  |d / theta| <= rho  with an entrywise quotient (adaptive)
 
-With t = 1, or |theta| entry by entry, and d = t e, the first step of ascent is e = rho (t g) / |t g|: that of SAM
-(Foret, Kleiner, Mobahi, Neyshabur 2021), and of ASAM (Kwon, Kim, Park, Choi 2021), whose ball is the same whichever way
-layers of ReLU networks are scaled against each other. Each further step takes the gradient where the last one led.
+With d = t e, where t = 1 or the entries of |theta| (adaptive), the first step of ascent is e = rho (t g) / |t g|. It is
+the step of SAM (Foret, Kleiner, Mobahi, Neyshabur 2021), or of ASAM (Kwon, Kim, Park, Choi 2021), where the ball does
+not change if layers of a ReLU network are rescaled against each other. Each further step uses the gradient at the point
+that the last one reached.
 """
 
 from __future__ import annotations
@@ -33,38 +34,38 @@ from spectra.steps.noise_scale import refuse_matrix
 from spectra.vectors import norm, without_autocast
 from spectra.wording import outline
 
-RTOL, MOST = 0.01, 30  # of the quadratic model: relative error, products
-STATIONARY = "the gradient is zero, so that it names no direction of ascent"
+RTOL, MOST = 0.01, 30  # relative error and largest number of products for the quadratic model
+STATIONARY = "the gradient is zero, so there is no direction of ascent"
 NOT_FINITE = "the loss is not finite at the first step of ascent"
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """How far the loss was found to rise in a ball: lower bounds of the most that it rises.
+    """The rises of the loss that gradient ascent found in a ball, which are lower bounds of the largest rise.
 
-    `rises` are nan, and `direction` is None, where there is no step of ascent, for the reason that is given.
+    If there is no step of ascent, `rises` are nan, `direction` is None, and `reason` says why.
     """
 
     rho: float
     adaptive: bool
-    rises: list[float]  # L(theta + d) - L(theta) after each step of ascent, the largest so far
+    rises: list[float]  # the largest L(theta + d) - L(theta) so far, after each step of ascent
     rounding: float  # standard deviation of a rise
-    direction: Tensor | None  # d (n,) of the largest
+    direction: Tensor | None  # d (n,) of the largest rise
     forward: int  # passes over the data
     backward: int
-    model: BallMaximum | None = None  # the most that the quadratic model rises, in coordinates e
+    model: BallMaximum | None = None  # the largest rise of the quadratic model, in coordinates e
     reason: str | None = None
 
     __repr__ = outline
 
     @property
     def first(self) -> float:
-        """The rise at the first step of ascent, which is SAM's."""
+        """The rise after the first step of ascent, the step of SAM."""
         return self.rises[0]
 
     @property
     def rise(self) -> float:
-        """The largest rise that was found."""
+        """The largest rise found."""
         return self.rises[-1]
 
 
@@ -116,7 +117,7 @@ def worst_case(
 
 
 def search_ball(ball: Ball, steps: int) -> WorstCase:
-    """The largest rise that so many steps of ascent find in a ball, without the quadratic model."""
+    """Search a ball for the largest rise by this number of ascent steps, without the quadratic model."""
     nothing, length = [math.nan] * steps, norm(ball.origin)
     if length == 0:
         return ball.result(nothing, math.nan, None, STATIONARY)
@@ -161,22 +162,22 @@ class Ball:
 
     @cached_property
     def origin(self) -> Tensor:
-        """The gradient (n,) by e at the parameters."""
+        """The gradient (n,) with respect to e at the parameters, e = 0."""
         return self.slope(torch.zeros_like(self.scale))
 
     def model(self, operator: SymmetricOperator, max_products: int = MOST) -> BallMaximum | None:
-        """The most that the quadratic model with this matrix rises; None where the gradient is zero."""
+        """The largest rise of the quadratic model with this matrix; None if the gradient is zero."""
         if norm(self.origin) == 0:
             return None
         matrix = Preconditioned(operator, placed(self.scale, operator)) if self.adaptive else operator
         return largest_in_ball(matrix, placed(self.origin, operator), self.rho, rtol=RTOL, max_products=max_products)
 
     def displacement(self, e: Tensor) -> Tensor:
-        """d = t e (n,)."""
+        """The displacement d = t e (n,) of the parameters."""
         return self.scale * e
 
     def slope(self, e: Tensor) -> Tensor:
-        """The gradient (n,) by e, by a forward and a backward pass."""
+        """The gradient (n,) with respect to e, by a forward and a backward pass."""
         self.watch()
         problem = self.problem
         with displaced(problem.leaves, problem.tensors(self.displacement(e))):
@@ -185,10 +186,10 @@ class Ball:
         return self.scale * gradient
 
     def rise(self, e: Tensor, start: float) -> float:
-        """L(theta + d) - L(theta), by a forward pass; nan where it is not finite."""
+        """The rise L(theta + d) - L(theta), by a forward pass; nan if it is not finite."""
         self.forward += 1
         return displaced_losses(self.problem, [self.displacement(e)], self.watch)[0] - start
 
     def result(self, rises: list[float], rounding: float, d: Tensor | None, reason: str | None) -> WorstCase:
-        """What was found, with the passes that it took."""
+        """The result, with the number of passes over the data."""
         return WorstCase(self.rho, self.adaptive, rises, rounding, d, self.forward, self.backward, reason=reason)

@@ -1,1 +1,1 @@
-"""The loss along lines and in planes of parameter space."""
+"""Evaluation of the loss along lines and in planes of parameter space."""

@@ -1,9 +1,9 @@
-"""The barrier of linear mode connectivity: how far the loss between two checkpoints rises above the chord of theirs.
+"""The barrier of linear mode connectivity: the largest rise of the loss between two checkpoints above their chord.
 
-    height  =  max over t in (0, 1) of  L(theta_t) - ((1 - t) L(theta_0) + t L(theta_1)),   theta_t on the way
+    height  =  max over t in (0, 1) of  L(theta_t) - ((1 - t) L(theta_0) + t L(theta_1)),   theta_t on the line
 
-Frankle, Dziugaite, Roy, Carbin 2020, *Linear mode connectivity and the lottery ticket hypothesis*; with the loss at the
-ends weighed by t: Entezari, Sedghi, Saukh, Neyshabur 2022, *The role of permutation invariance in linear mode
+Frankle, Dziugaite, Roy, Carbin 2020, *Linear mode connectivity and the lottery ticket hypothesis*. The losses at the
+ends are weighted by t as in Entezari, Sedghi, Saukh, Neyshabur 2022, *The role of permutation invariance in linear mode
 connectivity of neural networks*.
 """
 
@@ -16,28 +16,28 @@ import numpy as np
 
 from spectra.surfaces.example_losses import NO_EXAMPLES
 
-ROUNDS, PARTS = 2, 4  # the maximum is looked for ROUNDS times, each time on a grid PARTS times as fine
-ERRORS = 2.0  # standard errors that a barrier has to be higher than
-ROUNDING = 8  # units of the last place of the losses, which a sum over examples may be off by
-NOT_FINITE = "the loss is not finite somewhere between"
+ROUNDS, PARTS = 2, 4  # the grid is refined ROUNDS times around the maximum, by the factor PARTS
+ERRORS = 2.0  # standard errors that the height of a barrier has to exceed
+ROUNDING = 8  # units in the last place: the rounding error of a mean loss
+NOT_FINITE = "the loss is not finite at some point between the checkpoints"
 
 
 @dataclass(frozen=True)
 class Barrier:
     """The largest rise of the loss above the chord between the two checkpoints."""
 
-    t: float  # where it is, 0 at this checkpoint and 1 at the other
-    height: float  # above the chord; nan where a loss between is not finite
-    standard_error: float | None  # of the height at t, over the examples, paired; None where there is none
-    grid_error: float  # how much higher the maximum may be between the points looked at, by a parabola
+    t: float  # its place, 0 at this checkpoint and 1 at the other
+    height: float  # above the chord; nan if a loss in between is not finite
+    standard_error: float | None  # of the height at t, over examples, paired; None if it is unknown
+    grid_error: float  # how much higher the maximum may be between the grid points, from a parabola
     rounding: float  # of the losses
     start: float  # the loss at t = 0
     end: float  # at t = 1
-    without_error: str | None  # why there is no standard error
+    without_error: str | None  # why the standard error is unknown
 
     @property
     def present(self) -> bool | None:
-        """Whether the height is beyond its errors; None where it is not known."""
+        """Whether the height exceeds its errors; None if it is unknown."""
         if not np.isfinite(self.height):
             return None
         return self.height > ERRORS * (self.standard_error or 0.0) + self.grid_error + self.rounding
@@ -50,12 +50,14 @@ def barrier(
     by_example: Callable[[float], Sequence[float] | None],
     epsilon: float,
 ) -> Barrier:
-    """Find the barrier from losses at t (points,), among them 0 and 1, and from 12 more, at most, around the largest.
+    """Find the barrier from losses on a grid, and from at most 12 more losses around the largest rise.
 
     Args:
-        evaluate: the losses at other t.
-        by_example: the losses of the examples (N,) at t, or None where they have none.
-        epsilon: the rounding of the losses, relative.
+        t: the grid (points,), with 0 and 1.
+        loss: the losses (points,) there.
+        evaluate: returns the losses at other t.
+        by_example: returns the losses of the examples (N,) at t, or None if examples have no losses of their own.
+        epsilon: the machine epsilon of the losses.
     """
     between = (t >= 0) & (t <= 1)
     t, loss = refined(t[between], loss[between], evaluate)
@@ -74,9 +76,7 @@ def barrier(
 def refined(
     t: np.ndarray, loss: np.ndarray, evaluate: Callable[[Sequence[float]], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The points t (points,) and their losses, with more of them around the largest rise; as they are where a loss is
-    not finite.
-    """
+    """Add points around the largest rise to a grid t (points,) and its losses; unchanged if a loss is not finite."""
     for _ in range(ROUNDS):
         if not np.isfinite(loss).all():
             break
@@ -92,9 +92,9 @@ def refined(
 def sampling_error(
     place: float, by_example: Callable[[float], Sequence[float] | None]
 ) -> tuple[float | None, str | None]:
-    """The standard error of the height at a place, over the examples, paired; or None, and why there is none."""
+    """The standard error of the height at a place, over examples, paired; or None, and why it is unknown."""
     if not 0 < place < 1:
-        return 0.0, None  # the height there is 0 by definition
+        return 0.0, None  # the height is 0 by definition
     losses = [by_example(t) for t in (0.0, place, 1.0)]
     if any(one is None for one in losses):
         return None, NO_EXAMPLES
@@ -104,14 +104,14 @@ def sampling_error(
 
 
 def rise(t: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """The losses (points,) less the chord from the first to the last, at t from 0 to 1; zeros at the ends."""
+    """The losses (points,) minus the chord from the first to the last, at t from 0 to 1; zeros at the ends."""
     above = loss - ((1 - t) * loss[0] + t * loss[-1])
     above[[0, -1]] = 0.0
     return above
 
 
 def standard_error(values: np.ndarray) -> float | None:
-    """The standard error of the mean of values (N,), as if the examples were drawn at random; None for one."""
+    """The standard error of the mean of values (N,), as for examples drawn at random; None for one example."""
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
 
 

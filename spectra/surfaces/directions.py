@@ -1,7 +1,7 @@
-"""Directions in parameter space along which a loss is looked at.
+"""Directions in parameter space along which the loss is evaluated.
 
-Eigenvectors and random ones scaled by filters are found here. Those of training are given: the gradient, the
-optimizer's step, the way to another checkpoint, components of a trajectory.
+This module computes eigenvectors and filter-normalised random directions. Directions of training (gradient, optimizer
+step, other checkpoints, components of a trajectory) are made in `surfaces.given`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from spectra.vectors import full_tensor, take_rows
 from spectra.wording import counted
 
 EIGENVECTOR, RANDOM, LOWEST, COMPONENT = "eigenvector", "random", "lowest", "component"
-TRAINED = (GRADIENT, UPDATE, MOMENTUM)  # names, and kinds, of directions that are looked along rather forwards
-TO_A_POINT = (UPDATE, CHECKPOINT)  # kinds of directions whose t = 1 is a point of its own
+TRAINED = (GRADIENT, UPDATE, MOMENTUM)  # names and kinds of directions whose lines go mostly forwards
+TO_A_POINT = (UPDATE, CHECKPOINT)  # kinds of directions with a point of interest at t = 1
 
 
 @dataclass(frozen=True)
 class Direction:
-    """d, and what is known of it; an eigenvector has norm 1, so that t in theta + t d is a distance."""
+    """A direction d; an eigenvector has norm 1, so that t in theta + t d is a distance."""
 
     name: str  # `1`, `lowest`, `random 2`, `gradient`, `checkpoint:late.pt`, `PC 1`
     kind: str
@@ -40,13 +40,13 @@ class Direction:
     vector: Tensor  # (n,), whole on every process
     eigenvalue: float | None = None
     residual: float | None = None  # |A d - eigenvalue d|
-    buffers: Mapping[str, Tensor] = field(default_factory=dict)  # of the model, and by what they change up to t = 1
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)  # changes of the model's buffers from t = 0 to 1
 
 
 def numbered(along: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The names of lines and planes, each once, every `random` with a number of its own.
+    """The directions of each line and plane, without repetitions; each `random` gets a number.
 
-    A glob of checkpoints is the plane of its two components.
+    `path:GLOB` becomes the plane of its two components.
     """
     found, drawn, globs = [], 0, list(dict.fromkeys(name for names in along for name in names if name.startswith(PATH)))
     for names in along:
@@ -61,7 +61,7 @@ def numbered(along: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 
 def components(globs: Sequence[str], path: str) -> list[str]:
-    """The names of the two components of one of the globs; they are numbered where there are several."""
+    """The names of the two components of a glob, with the number of the glob if there are several."""
     of = f" of path {globs.index(path) + 1}" if len(globs) > 1 else ""
     return [f"PC {i}{of}" for i in (1, 2)]
 
@@ -77,10 +77,18 @@ def find_directions(
     progress: Progress | None,
     given: Mapping[str, Direction] | None = None,
 ) -> tuple[dict[str, Direction], bool]:
-    """Find the vectors of the names, in their order; also return whether all were found, each within the tolerance.
+    """Find the directions of these names, and return whether all were found, with eigenvectors within the tolerance.
 
-    `known` holds eigenpairs of an earlier run and its file, by which end of the spectrum they are (LM, SA); `given`
-    the directions that are no eigenvectors and not drawn.
+    Args:
+        problem: the problem, at the current parameters.
+        operator: the matrix of the eigenvectors.
+        names: the names of directions, see `surfaces.names`.
+        known: eigenpairs of an earlier run and its file, by the end of the spectrum (LM, SA).
+        generator: the source of random starting vectors, on the CPU.
+        tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
+        max_products: the most products of the operator in all; None: no limit.
+        progress: reports the progress.
+        given: the directions that are neither eigenvectors nor random, by name.
     """
     found, good, given = {}, True, given or {}
     ranks = [int(name) for name in names if name.isdigit()]
@@ -109,7 +117,7 @@ def find_directions(
 
 
 def refuse_ranks(ranks: Sequence[int], n: int) -> None:
-    """Raise SpectraError where an eigenvector of a rank above n is asked for."""
+    """Raise SpectraError if an eigenvector of a rank above n is requested."""
     if ranks and max(ranks) > n:
         raise SpectraError(
             f"`along` {max(ranks)}: a matrix with {counted(n, 'row')} has {counted(n, 'eigenvector')}; name one of them"
@@ -117,23 +125,23 @@ def refuse_ranks(ranks: Sequence[int], n: int) -> None:
 
 
 def eigenvector(name: str, pairs: Eigenpairs, place: int, source: str, device: torch.device) -> Direction:
-    """The pair at this place, its vector on the device."""
+    """The eigenvector at this place as a direction, on the device."""
     vector = full_tensor(take_rows(pairs.vectors, [place]))[0].to(device_of_vectors(device))
     value, residual = pairs.values[place].item(), pairs.residuals[place].item()
     return Direction(name, EIGENVECTOR, source, oriented(vector), value, residual)
 
 
 def oriented(vector: Tensor) -> Tensor:
-    """The vector or its opposite, so that its largest component is positive: both are eigenvectors."""
+    """The eigenvector with the sign for which its largest component is positive."""
     return vector * vector[vector.abs().argmax()].sign() if vector.isfinite().all() else vector
 
 
 def random_direction(name: str, problem: Problem, generator: torch.Generator) -> Direction:
-    """Standard normal, then each filter brought to the norm that the parameter's own has.
+    """A standard normal direction, in which each filter is scaled to the norm of the parameters' own filter.
 
-    Li, Xu, Taylor, Studer, Goldstein 2018, *Visualizing the loss landscape of neural nets*. A filter is what makes one
-    output channel in a parameter of two dimensions or more; parameters of fewer (biases, scales of normalisation
-    layers) stay where they are. Raises SpectraError where nothing is left to vary.
+    Li, Xu, Taylor, Studer, Goldstein 2018, *Visualizing the loss landscape of neural nets*. A filter is the part of a
+    parameter of two dimensions or more that makes one output channel. Entries for parameters of fewer dimensions
+    (biases, scales of normalisation layers) are zero. Raises SpectraError if the whole direction is zero.
     """
     (drawn,) = normal_rows(draw_keys(generator, 1), slice(0, problem.size), torch.float64, torch.device("cpu"))
     modules = dict(problem.model.named_modules())
@@ -144,16 +152,16 @@ def random_direction(name: str, problem: Problem, generator: torch.Generator) ->
     vector = problem.vector(parts).to(device_of_vectors(problem.device))
     if not vector.any():
         raise SpectraError(
-            "`along` random: every weight of two dimensions or more is zero or not chosen, and others are left as they "
-            "are, so the direction is zero; look at `params`, or take eigenvectors"
+            "`along` random: the direction is zero, since it varies only weights of two dimensions or more, and these "
+            "are zero or not chosen; check `params`, or use eigenvectors"
         )
     return Direction(name, RANDOM, "drawn", vector)
 
 
 def filter_normalised(drawn: Tensor, parameter: Tensor, filters: Tensor) -> Tensor:
-    """`drawn` with the norms of the parameter's filters, as the parameter is; zero for fewer than two dimensions.
+    """Scale the filters of `drawn` to the norms of the parameter's filters; zero for fewer than two dimensions.
 
-    `filters` tells for each entry (numel,) which it belongs to.
+    `filters` (numel,) is the number of each entry's filter.
     """
     if parameter.ndim < 2:
         return torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""The loss of every example, for errors of what is a mean over them."""
+"""The loss of every example, for standard errors of means over examples."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from spectra.problem.problem import Problem
 from spectra.problem.weights import Weighable, weights_of
 from spectra.surfaces.spread import by_row, gathered
 
-NO_EXAMPLES = "the loss is one number for a batch, so single examples have none"
+NO_EXAMPLES = "the loss is one number for a batch, so single examples have no loss"
 
 
 def example_losses(problem: Problem) -> np.ndarray | None:
-    """The losses (N,) of all examples, float64, whose mean is the mean loss without weight decay; None where the loss
-    is one number for a batch.
+    """The losses (N,) of all examples, in float64; None if the loss is one number for a batch.
 
-    An example is a target of cross entropy, a row of other losses. One forward pass over the data. Raises SpectraError
-    where the model fails.
+    Their mean is the mean loss without weight decay. An example is a target of cross entropy, or else a row. It takes
+    one forward pass over the data. Raises SpectraError if the model fails.
     """
     parts, whole = [torch.zeros(0, dtype=torch.float64)], 0
     with twice_differentiable(problem.model), explained(), torch.no_grad():
@@ -40,7 +39,7 @@ def example_losses(problem: Problem) -> np.ndarray | None:
 
 
 def values_by_example(problem: Problem, rows: Tensor, batch: Batch) -> Tensor:
-    """What each example (b,) adds to the sum of a batch's losses, or (1,) where that is known for the batch alone."""
+    """The loss of each example (b,) in the sum over a batch, or (1,) if only the sum is known."""
     loss = problem.loss
     if isinstance(loss, BatchLoss | OutputLoss):
         return by_row(rows)

@@ -1,4 +1,4 @@
-"""Directions that training gives: the gradient, the optimizer's step, ways to other checkpoints, and a trajectory."""
+"""Make the directions of training: gradient, optimizer step, momentum, other checkpoints, and trajectories."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from spectra.steps.directions import (
     update_direction,
 )
 from spectra.surfaces.directions import COMPONENT, TRAINED, Direction, components
-from spectra.surfaces.elsewhere import Elsewhere, elsewhere
+from spectra.surfaces.other_checkpoint import OtherCheckpoint, read_other_checkpoint
 from spectra.surfaces.plane import Trajectory
 from spectra.surfaces.trajectory import nearest_plane
 from spectra.sweeps.checkpoints import training_steps
@@ -35,12 +35,12 @@ from spectra.sweeps.plan import checkpoints_of, natural
 from spectra.vectors import norm
 from spectra.wording import counted, short_paths
 
-FEWEST = 2  # checkpoints of a trajectory
+FEWEST = 2  # checkpoints of a trajectory, at least
 
 
 @dataclass(frozen=True)
 class Given:
-    """Directions by name, the trajectories behind those that are components, and what a reader has to know of them."""
+    """Directions of training by name, the trajectories of those that are components, and notes for the reader."""
 
     directions: dict[str, Direction] = field(default_factory=dict)
     paths: dict[tuple[str, ...], Trajectory] = field(default_factory=dict)
@@ -48,16 +48,17 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Giver:
-    """What makes directions of training, for a problem that stands at a checkpoint.
+class DirectionMaker:
+    """A function from names to directions of training, for a problem at a checkpoint.
 
     Attributes:
-        gradient: (n,), of the mean loss, weight decay included.
-        checkpoint: the file that the problem's weights are from, in which an optimizer's state may be; None: none.
-        key: as `checkpoint_key`.
-        optimizer: an optimizer, its state, or a file with that, options as ?name=AdamW behind it; None: the checkpoint.
-        model: the model that the optimizer knows, of which the problem's may be a copy; None: the problem's.
-        watch: is called before each checkpoint that is read.
+        problem: the problem.
+        gradient: the gradient (n,) of the mean loss with weight decay.
+        checkpoint: the file with the problem's weights, which may hold the optimizer's state; None: none.
+        key: the entry of checkpoint files that holds the weights, as `checkpoint_key`.
+        optimizer: an optimizer, its state, or a file with it, with options such as ?name=AdamW; None: the checkpoint.
+        watch: called before each checkpoint that is read.
+        model: the optimizer's model, if the problem has a copy of it; None: the problem's.
     """
 
     problem: Problem
@@ -69,7 +70,7 @@ class Giver:
     model: nn.Module | None = None
 
     def __call__(self, names: Iterable[str]) -> Given:
-        """The directions of these names, as they are typed; others are left out. Raises SpectraError."""
+        """Make the directions of training among these names, as typed by the user. Raises SpectraError."""
         given, names = Given(), list(dict.fromkeys(names))
         globs = [name for name in names if name.startswith(PATH)]
         for name in names:
@@ -93,7 +94,7 @@ class Giver:
             return Direction(name, name, "computed", gradient_direction(self.gradient).vector)
         held = optimizer_in(self.optimizer, self.checkpoint)
         if held is None:
-            text = f"{name} needs the state of an optimizer; name its file, or a `checkpoint` that holds it"
+            text = f"{name} needs the optimizer's state; name its file, or a `checkpoint` that holds it"
             raise SpectraError(f"`optimizer`: {text}")
         how = held.optimizer, held.name, self.model
         if name == UPDATE:
@@ -102,37 +103,40 @@ class Giver:
             found = momentum_direction(self.problem, *how)
         return Direction(name, name, held.source, found.vector)
 
-    def read(self, path: str, option: str) -> Elsewhere:
-        """Another checkpoint, of which `option` is the beginning in messages."""
-        return elsewhere(self.problem, path, self.key, option)
+    def read(self, path: str, option: str) -> OtherCheckpoint:
+        """Read another checkpoint; error messages begin with `option`."""
+        return read_other_checkpoint(self.problem, path, self.key, option)
 
     def way(self, path: str) -> tuple[Direction, list[str]]:
-        """The way to another checkpoint, with notes on what goes and what stays. Raises SpectraError."""
+        """The direction to another checkpoint, with notes on tensors that stay unchanged. Raises SpectraError."""
         there = self.read(path, f"`along` {OTHER}")
         step = there.step(self.problem)
         if not norm(step):
             raise SpectraError(
-                f"`along` {OTHER}{quoted(path)}: its parameters are those of this checkpoint, so there is no way "
-                "between; name another"
+                f"`along` {OTHER}{quoted(path)}: has the same parameters as this checkpoint, so it gives no direction; "
+                "name another one"
             )
         stay, buffers = there.staying(self.problem), there.buffers(self.problem)
         told = f"{OTHER}{path}"
         if stay:
             some = ", ".join(stay[:3]) + (", ..." if len(stay) > 3 else "")
             text = f"{counted(len(stay), 'parameter')} that differ are frozen or not chosen ({some})"
-            kept = f"{text}; they and all buffers stay as they are here, so t = 1 is not that checkpoint itself"
+            kept = f"{text}; they and all buffers keep their values from here, so t = 1 is not exactly that checkpoint"
             return Direction(told, CHECKPOINT, path, step), [f"{told}: {kept}"]
         notes = []
         if buffers:
             notes.append(
-                f"{told}: {counted(len(buffers), 'buffer')} differ, as running statistics of BatchNorm do, and are "
-                "interpolated with the parameters, so that t = 1 is that checkpoint. Between they are not those of the "
-                "network there, which may raise the barrier; slope and curvature are of the parameters alone"
+                f"{told}: {counted(len(buffers), 'buffer')} differ (e.g. running statistics of BatchNorm) and are "
+                "interpolated with the parameters, so that t = 1 is that checkpoint. In between they are not the "
+                "statistics of the network there, which may raise the barrier. Slope and curvature ignore them"
             )
         return Direction(told, CHECKPOINT, path, step, buffers=buffers), notes
 
     def trajectory(self, pattern: str, names: Sequence[str]) -> tuple[list[Direction], Trajectory, list[str]]:
-        """The components of the checkpoints that match a pattern, and their places. Raises SpectraError."""
+        """The two principal components of the checkpoints that match a pattern, and the trajectory in their plane.
+
+        Raises SpectraError.
+        """
         option = f"`along` {PATH}{quoted(pattern)}"
         labels = matching(pattern)
         counts, steps = training_steps({name: Path(path) for name, path in labels.items()})
@@ -144,7 +148,7 @@ class Giver:
             return read(i).step(self.problem)
 
         first, vector = read(0), self.problem.size * self.problem.leaves[0].element_size()
-        held = memory_share(self.problem.device) // max(vector, 1) - 3  # beside the two directions and one row
+        held = memory_share(self.problem.device) // max(vector, 1) - 3  # in addition to two directions and one row
         found = nearest_plane(row, len(order), held)
         if found is None:
             raise SpectraError(
@@ -157,18 +161,18 @@ class Giver:
         made = [Direction(name, COMPONENT, f"{PATH}{pattern}", d) for name, d in both]
         notes = []
         if first.staying(self.problem):
-            notes.append(f"{PATH}{pattern}: parameters that are frozen or not chosen stay as they are here")
+            notes.append(f"{PATH}{pattern}: parameters that are frozen or not chosen keep their values from here")
         if first.buffers(self.problem):
-            notes.append(f"{PATH}{pattern}: in the plane buffers, as running statistics of BatchNorm, are those here")
+            notes.append(f"{PATH}{pattern}: in the plane, buffers (e.g. of BatchNorm) keep their values from here")
         return made, path, notes
 
-    def other(self, paths: Sequence[str], i: int) -> Elsewhere:
+    def other(self, paths: Sequence[str], i: int) -> OtherCheckpoint:
         """The checkpoint of this place in a trajectory."""
         return self.read(paths[i], f"`along` {PATH}: ")
 
 
 def is_given(name: str) -> bool:
-    """Whether a name, as it is typed, is of a direction that training gives."""
+    """Whether a name, as typed by the user, is that of a direction of training."""
     return name in TRAINED or name.startswith((OTHER, PATH))
 
 
@@ -180,13 +184,13 @@ def matching(pattern: str) -> dict[str, str]:
     if not paths:
         raise SpectraError(f"{option}: matches no checkpoint; check the pattern, and put it in quotes for the shell")
     if len(paths) < FEWEST:
-        alone = f"matches {quoted(paths[0])} alone; a plane needs two checkpoints, or name {OTHER}PATH"
+        alone = f"matches only {quoted(paths[0])}, but a plane needs two checkpoints; for a line name {OTHER}PATH"
         raise SpectraError(f"{option}: {alone}")
     return {name: path for path, name in short_paths(paths).items()}
 
 
 def refuse_missing(names: Iterable[str]) -> None:
-    """Raise SpectraError for a checkpoint that is not there, and for a pattern that matches too few."""
+    """Raise SpectraError for a checkpoint that does not exist, and for a pattern that matches too few."""
     for name in names:
         if name.startswith(OTHER) and not os.path.exists(path := name.removeprefix(OTHER)):
             raise SpectraError(f"`along` {OTHER}{quoted(path)}: no such file; check the path")
@@ -195,7 +199,7 @@ def refuse_missing(names: Iterable[str]) -> None:
 
 
 def files_of(names: Iterable[str]) -> list[str]:
-    """The checkpoints that these names of directions are made of."""
+    """The checkpoint files that these names of directions need."""
     found: list[str] = []
     for name in names:
         if name.startswith(OTHER):

@@ -1,12 +1,11 @@
-"""The loss along lines and in planes of parameter space, beside what slope and curvature at the point predict.
+"""Evaluate the loss along lines and in planes of parameter space, and compare it with its quadratic model.
 
     L(theta + t d)  =  L + t g'd + t^2 d'Ad / 2  +  departure
 
-Coordinates are explicit: t multiplies a direction of known norm. With the Hessian for A the departure is of third
-order.
+The coordinate t multiplies a direction of known norm. If A is the Hessian, the departure is of third order.
 
-The way to another checkpoint may change buffers too, as running statistics of BatchNorm. Slope and curvature are of
-the parameters alone, so nothing is predicted there.
+The direction to another checkpoint may change buffers too, such as running statistics of BatchNorm. The quadratic model
+does not include them, so it is left out there.
 """
 
 from __future__ import annotations
@@ -29,28 +28,28 @@ from spectra.problem.problem import Problem
 from spectra.steps.directions import CHECKPOINT, UPDATE
 from spectra.surfaces.barrier import Barrier, barrier
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, TRAINED, Direction
-from spectra.surfaces.elsewhere import Statistics, tensors_of
 from spectra.surfaces.example_losses import example_losses
+from spectra.surfaces.other_checkpoint import Statistics, tensors_of
 from spectra.surfaces.plane import Plane, Trajectory, frame, marked, side
 from spectra.surfaces.quadratic import Quadratic, Range, quadratic, range_of_validity
 from spectra.surfaces.spread import Spread, per_example, spread
 from spectra.vectors import dot, norm
 
-FLOOR = 1e-3  # nats: of a loss smaller than that, the default radius is that of this one
+FLOOR = 1e-3  # nats: the smallest loss that determines a default radius
 ON_A_LINE, ON_A_SIDE = 41, 25  # points
-RISE = 4.0  # losses that the quadratic term comes to at the default radius
-BEYOND = 1 / 6  # of the way to another checkpoint, which a line goes on beyond either
-BEHIND = 4  # points ahead for each one behind, along directions of training
-ROOM = 1.25  # times the critical step of the quadratic model, up to which a line along them goes
-PARALLEL = 1e-9  # of the cosine of two directions, within which they span no plane
-FAR = 4.0  # times |theta|, up to which that step is shown
-STEPS = 2.0  # of the optimizer, which its line holds at least
-Step = Callable[[Callable[[], Any]], Any]  # how a part of the work is done: at once, or taken from a run cut off
+RISE = 4.0  # times the loss: the quadratic term at the default radius
+BEYOND = 1 / 6  # of the distance to another checkpoint: how far a line goes on beyond both
+BEHIND = 4  # points ahead for each point behind, along directions of training
+ROOM = 1.25  # times the critical step of the quadratic model: the length of lines along these directions
+PARALLEL = 1e-9  # two directions with a cosine this close to 1 span no plane
+FAR = 4.0  # times |theta|: the largest length of such a line
+STEPS = 2.0  # steps of the optimizer: the smallest length of its line
+Step = Callable[[Callable[[], Any]], Any]  # runs a part of the work, or takes its result from an interrupted run
 
 
 @dataclass(frozen=True)
 class Point:
-    """The point theta around which the loss is looked at, its loss and gradient with weight decay included."""
+    """The current point theta: its norm, and the loss and gradient there, with weight decay."""
 
     loss: float
     gradient: Tensor  # (n,), whole
@@ -58,7 +57,7 @@ class Point:
 
     @classmethod
     def of(cls, problem: Problem) -> Point:
-        """The point where a problem's parameters are now."""
+        """The point of a problem's current parameters."""
         loss, squared = mean_loss(problem), square(problem)
         gradient = with_weight_decay(problem, mean_gradient(problem))
         return cls(loss + problem.weight_decay * squared / 2, gradient, squared**0.5)
@@ -66,46 +65,46 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Losses at theta + t d."""
+    """The losses at theta + t d, and the quadratic model."""
 
-    t: np.ndarray  # (points,), 0 among them, in the middle along eigenvectors and random directions
+    t: np.ndarray  # (points,), with 0, which is in the middle for eigenvectors and random directions
     loss: np.ndarray  # (points,), nan where it is not finite
-    prediction: np.ndarray  # nan where buffers change too
-    holds: Range | None  # None where nothing is predicted
-    barrier: Barrier | None = None  # on the way to another checkpoint
-    more: int = 0  # losses that it took besides
+    prediction: np.ndarray  # (points,), of the quadratic model; nan if buffers change too
+    holds: Range | None  # where the quadratic model is valid; None if buffers change too
+    barrier: Barrier | None = None  # towards another checkpoint
+    more: int = 0  # number of further losses computed
 
     @property
     def departure(self) -> np.ndarray:
-        """The loss less its prediction, at each point."""
+        """The loss minus its prediction, at each point."""
         return self.loss - self.prediction
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """The directions of one matrix by name, what is predicted along all of them, and what was found."""
+    """The directions of one matrix by name, the quadratic model along them, and the losses on lines and planes."""
 
     point: Point
     directions: dict[str, Direction]
     model: Quadratic  # in the order of `used`
-    used: list[str]  # directions that are finite
+    used: list[str]  # names of the directions that are finite
     lines: dict[str, Line]
     planes: dict[tuple[str, str], Plane]
     spread: dict[str, tuple[Spread, Spread]]  # of curvature and of slope over the examples
-    without: str  # why there is no spread
+    without: str  # why the spread is unknown
     evaluations: int  # forward passes over the data
     converged: bool
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The coordinates that were asked for; None stands for the defaults."""
+    """The requested radius and number of points; None: the defaults."""
 
     radius: float | None
     points: int | None
 
     def axis(self, direction: Direction, model: Quadratic, point: Point) -> np.ndarray:
-        """The coordinates (points,) of a line, 0.0 among them; `model` in the one coordinate."""
+        """The coordinates (points,) of a line, with 0.0; `model` is the quadratic model along it."""
         points = self.points or ON_A_LINE
         if direction.kind == CHECKPOINT:
             return between(points, BEYOND if self.radius is None else self.radius)
@@ -114,7 +113,7 @@ class Grid:
         return self.reach(direction, model, point) * np.arange(-behind, ahead + 1) / ahead
 
     def side(self, direction: Direction, model: Quadratic, point: Point, marks: Sequence[float]) -> np.ndarray:
-        """The coordinates (points,) of a side of a plane, which by default holds the marks in it."""
+        """The coordinates (points,) of a side of a plane; by default they cover the coordinates `marks`."""
         points = self.points or ON_A_SIDE
         if self.radius is not None or not (marks or direction.kind in TRAINED):
             return self.reach(direction, model, point) * np.arange(-(points // 2), points // 2 + 1) / (points // 2)
@@ -123,14 +122,14 @@ class Grid:
         return side(points, -behind, radius, marks)
 
     def reach(self, direction: Direction, model: Quadratic, point: Point) -> float:
-        """How far from the checkpoint, in units of |d|."""
+        """The largest distance from the checkpoint, in units of |d|."""
         if self.radius is not None:
             return self.radius
         return default_radius(direction, float(model.curvatures[0, 0]), point, float(model.slopes[0]))
 
 
 def between(points: int, beyond: float) -> np.ndarray:
-    """Coordinates (points,) from -beyond to 1 + beyond, 0 and 1 among them, about as dense everywhere."""
+    """Coordinates (points,) from -beyond to 1 + beyond, with 0 and 1, at almost equal distances."""
     outside = min(round((points - 1) * beyond / (1 + 2 * beyond)), (points - 3) // 2)
     inside = np.linspace(0, 1, points - 2 * outside)
     past = beyond * np.arange(1, outside + 1) / max(outside, 1)
@@ -138,11 +137,11 @@ def between(points: int, beyond: float) -> np.ndarray:
 
 
 class Task(NamedTuple):
-    """The coordinates, what does a part of the work, and what is called before each pass over the data."""
+    """The settings that all lines and planes share."""
 
     grid: Grid
     step: Step
-    watch: Callable[[], None]
+    watch: Callable[[], None]  # called before each pass over the data
 
 
 def landscape(
@@ -157,11 +156,23 @@ def landscape(
     watch: Callable[[], None] = lambda: None,
     paths: Mapping[tuple[str, ...], Trajectory] | None = None,
 ) -> Landscape:
-    """Lines and planes `along` the directions named, beside what the matrix `name`, the operator, predicts there.
+    """Evaluate the loss on lines and planes, and its quadratic model with a matrix, by one product for each direction.
 
-    One product for each direction; `watch` is called before each pass over the data; `paths` has the trajectories
-    behind directions that are components. Lines and planes of directions that are not there, or not finite, are left
-    out. Raises SpectraError where the model fails.
+    Args:
+        problem: the problem, at the current parameters.
+        operator: the matrix (n, n).
+        name: the name of the matrix in `spectra.MATRICES`.
+        point: the loss and the gradient at the current parameters.
+        directions: the directions by name.
+        along: the names of the direction of each line, or of the two of each plane. Lines and planes with a direction
+            that is missing or not finite are left out.
+        grid: the coordinates.
+        step: runs a part of the work, or takes its result from an interrupted run.
+        watch: called before each pass over the data.
+        paths: the trajectories of directions that are components.
+
+    Raises:
+        SpectraError: the model fails.
     """
     task = Task(grid, step, watch)
     used = [key for key, d in directions.items() if d.vector.isfinite().all()]
@@ -185,7 +196,7 @@ def landscape(
 def spread_along(
     problem: Problem, name: str, used: Sequence[str], vectors: Sequence[Tensor], step: Step
 ) -> tuple[dict[str, tuple[Spread, Spread]], str]:
-    """Curvature and slope over the examples by direction; where there are none, why."""
+    """The spread of curvature and slope over the examples by direction, or the reason why it is unknown."""
     if not used:
         return {}, ""
     if definition(name).depends_on_batches:
@@ -196,18 +207,18 @@ def spread_along(
 
 
 def values_along(problem: Problem, name: str, vectors: Sequence[Tensor]) -> tuple[list, list, str]:
-    """Curvatures and slopes of the examples, rows by direction; or why there are none."""
+    """Curvatures and slopes of the examples, rows by direction, or the reason why they are unknown."""
     try:
         curvatures, slopes = per_example(problem, name, vectors)
     except SpectraError as error:
-        return [], [], f"no curvature of single examples, which takes third derivatives: {error}"
+        return [], [], f"no curvature of single examples, which needs third derivatives: {error}"
     if not np.isfinite([curvatures, slopes]).all():
-        return [], [], "the curvature of some single example is not finite"
+        return [], [], "no curvature of single examples, since one of them is not finite"
     return curvatures.tolist(), slopes.tolist(), ""
 
 
 class Losses:
-    """The mean losses at coordinates along some directions, with the buffers that go with them."""
+    """A function from coordinates along some directions to mean losses; buffers change with the coordinates."""
 
     def __init__(self, problem: Problem, directions: Sequence[Direction], task: Task):
         self.problem, self.task = problem, task
@@ -215,7 +226,7 @@ class Losses:
         self.statistics = Statistics(tensors_of(problem.model), tuple(d.buffers for d in directions))
 
     def __call__(self, z: np.ndarray) -> np.ndarray:
-        """The losses at z (points, k), by a forward pass over the data each, as one part of the work."""
+        """The losses at z (points, k), by one forward pass over the data each, as one part of the work."""
         return np.array(self.task.step(lambda: self.at(z)))
 
     def at(self, z: np.ndarray) -> list[float]:
@@ -229,7 +240,7 @@ class Losses:
         return found
 
     def by_example(self, t: float) -> list[float] | None:
-        """The losses of all examples at t along the first direction, as one part; None where they have none."""
+        """The losses of all examples at t along the first direction; None if examples have no losses of their own."""
 
         def compute() -> list[float] | None:
             self.task.watch()
@@ -242,7 +253,7 @@ class Losses:
 
 
 def line(problem: Problem, d: Direction, model: Quadratic, point: Point, task: Task) -> Line:
-    """The losses along d, beside `model` in the one coordinate; to another checkpoint with the barrier on the way."""
+    """The losses along d and the quadratic `model` along it; towards another checkpoint also the barrier."""
     t, along = task.grid.axis(d, model, point), Losses(problem, [d], task)
     coordinates = t[:, None]
     loss = along(coordinates)
@@ -273,16 +284,16 @@ def plane(
     task: Task,
     path: Trajectory | None,
 ) -> Plane:
-    """The losses in the plane of two directions, a part of the work for each row; `model` in both coordinates.
+    """The losses in the plane of two directions and the quadratic `model` there; each row is a part of the work.
 
-    Where a direction is one of training, the second coordinate is orthogonal to the first.
+    If a direction is one of training, the second coordinate is made orthogonal to the first.
     """
     along = Losses(problem, directions, task)
     d, e = along.vectors
     cosine = dot(d, e) / (norm(d) * norm(e))
     if not abs(cosine) < 1 - PARALLEL:
         names = ",".join(one.name for one in directions)
-        raise SpectraError(f"`along` {names}: both lead along one line, so there is no plane; name one, or others")
+        raise SpectraError(f"`along` {names}: the directions are parallel and span no plane; name one, or others")
     place = frame(directions, dot(d, e) / dot(d, d))
     marks = marked(problem, directions, place, path, along, task.watch)
     own = [Quadratic(model.loss, place @ model.slopes, place @ model.curvatures @ place.T).along(i) for i in (0, 1)]
@@ -296,11 +307,11 @@ def plane(
 
 
 def default_radius(direction: Direction, curvature: float, point: Point, slope: float = 0.0) -> float:
-    """The distance, in units of |d|, up to which a line goes, from d'Ad and g'd.
+    """The default length of a line in units of |d|, from the curvature d'Ad and the slope g'd.
 
-    Along eigenvectors where the quadratic term is RISE times the loss (or FLOOR), at most |theta|: so the picture is
-    the same whatever the loss is scaled by and the parameters are called. Along directions of training somewhat beyond
-    the step at which the quadratic model is back at the loss; where it never is, as along eigenvectors. Else 1.
+    Along eigenvectors it is where the quadratic term is RISE times the loss (or FLOOR), but at most |theta|, so that
+    the picture does not depend on the scale of the loss. Along directions of training it is somewhat beyond the step at
+    which the quadratic model is back at the loss, or, if it never is, as for eigenvectors. For others it is 1.
     """
     if direction.kind not in (EIGENVECTOR, *TRAINED):
         return 1.0

@@ -1,4 +1,4 @@
-"""Planes of parameter space: orthogonal coordinates, and the points of interest in them."""
+"""Planes of parameter space: their coordinates, and points of interest such as other checkpoints."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from spectra.curvature.displacement import displaced_losses
 from spectra.problem.problem import Problem
 from spectra.steps.directions import CHECKPOINT
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, RANDOM, TO_A_POINT, Direction
-from spectra.surfaces.elsewhere import Elsewhere, standing, tensors_of
+from spectra.surfaces.other_checkpoint import OtherCheckpoint, set_to, tensors_of
 from spectra.vectors import norm, sum_pieces
 
-MARGIN = 0.25  # of the extent of points of interest, which a side goes on beyond them
-OBLIQUE = (EIGENVECTOR, RANDOM)  # kinds of directions whose coordinates are as they are
+MARGIN = 0.25  # of the extent of points of interest: how far a side goes on beyond them
+OBLIQUE = (EIGENVECTOR, RANDOM)  # kinds of directions that are not made orthogonal
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of interest in or beside a plane, x, y that of its nearest point in it."""
+    """A point of interest; (x, y) is its projection to a plane."""
 
     name: str
     x: float
     y: float
     distance: float  # of the point from the plane
-    loss: float | None  # at the point itself, with its own buffers; None where it is the loss in the plane
+    loss: float | None  # at the point itself, with its own buffers; None if it is the loss in the plane
     loss_in_plane: float  # at (x, y)
     step: float | None = None  # of training
 
@@ -38,35 +38,36 @@ class Trajectory:
     """Checkpoints in the order of training, with their places in the plane of two components."""
 
     glob: str
-    counts: str  # what tells the order: `training step`, `epoch`, or `checkpoint` for the natural order of names
+    counts: str  # what the order is by: `training step`, `epoch`, or `checkpoint` for the natural order of names
     names: list[str]
     steps: list[float]
     coordinates: np.ndarray  # (k, 2)
     distances: np.ndarray  # (k,)
     shares: np.ndarray  # (2,) of the squared distances from the checkpoint
-    read: Callable[[int], Elsewhere]  # the checkpoint of this place
+    read: Callable[[int], OtherCheckpoint]  # reads the checkpoint with this index
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Losses at theta + x d + y e; where coordinates are orthogonal, e is what of the second direction is so."""
+    """The losses at theta + x d + y e, with d and e the two directions, or e made orthogonal to d."""
 
     x: np.ndarray  # (points,)
     y: np.ndarray  # (points,)
     loss: np.ndarray  # (y, x)
-    prediction: np.ndarray  # (y, x); nan where buffers change too
+    prediction: np.ndarray  # (y, x), of the quadratic model; nan if buffers change too
     cosine: float  # between the two directions
-    orthogonal: bool  # whether they were made so
+    orthogonal: bool  # whether e was made orthogonal to d
     marks: list[Mark]
     path: Trajectory | None = None
-    more: int = 0  # losses that it took besides
+    more: int = 0  # number of further losses computed
 
 
 def frame(directions: Sequence[Direction], share: float) -> np.ndarray:
-    """The directions of the coordinates as rows (2, 2) of coefficients of the two directions.
+    """The axes of a plane, as rows (2, 2) of coefficients of the two directions.
 
-    Eigenvectors and random directions are taken as they are. With a direction of training the second is made orthogonal
-    to the first, of which it holds `share`: one that leads to a point keeps that at y = 1, another its length.
+    Eigenvectors, random directions and components are used unchanged. With a direction of training, the second is made
+    orthogonal to the first, by subtracting `share` times the first. If it leads to a point, that is at y = 1; otherwise
+    it keeps its length.
     """
     if all(d.kind in OBLIQUE for d in directions) or all(d.kind == COMPONENT for d in directions):
         return np.eye(2)
@@ -84,11 +85,15 @@ def marked(
     losses: Any,
     watch: Callable[[], None],
 ) -> list[Mark]:
-    """The points of interest: those that directions lead to, and those of a trajectory.
+    """The points of interest: those of a trajectory, or those that directions lead to.
 
     Args:
-        place: the coordinates' directions, see `frame`.
-        losses: gives the losses at coefficients (points, 2) of the two directions.
+        problem: the problem, at the current parameters.
+        directions: the two directions.
+        place: the axes of the plane, see `frame`.
+        path: the trajectory of the directions, if they are its components.
+        losses: the `landscape.Losses` at coefficients (points, 2) of the two directions.
+        watch: called before each pass over the data.
     """
     if path is not None:
         inside = losses(path.coordinates)
@@ -109,15 +114,15 @@ def marked(
     ]
 
 
-def loss_at(problem: Problem, there: Elsewhere, watch: Callable[[], None]) -> float:
-    """The mean loss at another checkpoint, all of it its own, weight decay of the chosen parameters included."""
+def loss_at(problem: Problem, there: OtherCheckpoint, watch: Callable[[], None]) -> float:
+    """The mean loss at another checkpoint, with all its parameters and buffers, and with weight decay."""
     own = tensors_of(problem.model)
-    with standing(own, there.values) if there.values else nullcontext():
+    with set_to(own, there.values) if there.values else nullcontext():
         return displaced_losses(problem, [0 * problem.parameter_vector()], watch)[0]
 
 
 def side(points: int, start: float, stop: float, marks: Sequence[float]) -> np.ndarray:
-    """Coordinates (points,) from start to stop, and further so that 0 and the marks lie well inside; 0.0 is one."""
+    """Coordinates (points,) from start to stop, with 0.0, extended so that 0 and the marks lie well inside."""
     low, high = min([0.0, *marks]), max([0.0, *marks])
     room = MARGIN * (high - low)
     low, high = min(start, low - room), max(stop, high + room)

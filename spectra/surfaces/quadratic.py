@@ -1,4 +1,4 @@
-"""The quadratic model of the loss around a point, and how far it holds."""
+"""The quadratic model of the loss around a point, and the range in which it is valid."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor
 from spectra.operator import SymmetricOperator, placed
 from spectra.vectors import dot
 
-SHARE = 0.1  # of the quadratic term, which the departure may come to where a prediction holds
+SHARE = 0.1  # of the quadratic term: the largest departure at which the model counts as valid
 
 
 @dataclass(frozen=True)
 class Quadratic:
-    """m(z) = loss + slopes'z + z'C z / 2 in coordinates z along k directions."""
+    """The quadratic model m(z) = loss + slopes'z + z'C z / 2 in coordinates z along k directions."""
 
     loss: float
     slopes: np.ndarray  # (k,)
     curvatures: np.ndarray  # C (k, k)
 
     def __call__(self, coordinates: np.ndarray) -> np.ndarray:
-        """m at each of (points, k)."""
+        """The values of m at coordinates (points, k)."""
         return self.loss + coordinates @ self.slopes + self.bend(coordinates)
 
     def bend(self, coordinates: np.ndarray) -> np.ndarray:
-        """z'C z / 2 at each of (points, k)."""
+        """The quadratic term z'C z / 2 at coordinates (points, k)."""
         return np.einsum("pi,ij,pj->p", coordinates, self.curvatures, coordinates) / 2
 
     def along(self, *places: int) -> Quadratic:
@@ -37,7 +37,7 @@ class Quadratic:
 
 
 def quadratic(operator: SymmetricOperator, loss: float, gradient: Tensor, directions: Sequence[Tensor]) -> Quadratic:
-    """The quadratic model with the matrix as Hessian, by one product for each direction (n,); all are whole vectors."""
+    """The quadratic model with this matrix, by one product for each direction (n,), whole on every process."""
     rows = [placed(d, operator) for d in directions]
     images = [operator @ row for row in rows]
     slopes = [dot(gradient, d) for d in directions]
@@ -46,7 +46,7 @@ def quadratic(operator: SymmetricOperator, loss: float, gradient: Tensor, direct
 
 
 class Range(NamedTuple):
-    """The range of a line in which the prediction holds, and whether that reaches the end of what was looked at."""
+    """The range of t in which the quadratic model is valid, and whether it reaches the ends of the line."""
 
     start: float
     stop: float
@@ -55,9 +55,10 @@ class Range(NamedTuple):
 
 
 def range_of_validity(t: np.ndarray, departure: np.ndarray, bend: np.ndarray) -> Range:
-    """Around t = 0, as far as |departure| <= SHARE |quadratic term|: at every point and, linearly, in between.
+    """The range around t = 0 in which |departure| <= SHARE |quadratic term|, with linear interpolation between points.
 
-    0.0 where the first point is beyond it already: the points cannot tell then. So is what is not finite.
+    An end is 0.0 if the first point on that side is not valid; then the range is shorter than the grid resolves. A loss
+    that is not finite is not valid.
     """
     ratio = np.divide(np.abs(departure), SHARE * np.abs(bend), out=np.full(len(t), np.inf), where=bend != 0)
     ratio[np.isnan(ratio)] = np.inf
@@ -68,7 +69,7 @@ def range_of_validity(t: np.ndarray, departure: np.ndarray, bend: np.ndarray) ->
 
 
 def reach(t: np.ndarray, ratio: np.ndarray) -> tuple[float, bool]:
-    """The t, from 0, up to which the ratio is at most 1; also whether that is the last."""
+    """The t, from 0, up to which the ratio is at most 1, and whether that is the last t."""
     beyond = np.flatnonzero(ratio[1:] > 1)
     if not len(beyond):
         return float(t[-1]), True

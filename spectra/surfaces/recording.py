@@ -1,4 +1,4 @@
-"""From a landscape to its record."""
+"""Convert a landscape to its record."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from spectra.vectors import norm
 
 
 def landscape_results(found: Sequence[Any]) -> list[LandscapeResult]:
-    """An entry for each matrix, of measurements whose answers are `Landscape`."""
+    """The records of measurements with `Landscape` as answers."""
     return [landscape_result(measurement) for measurement in found]
 
 
 def landscape_result(measurement: Any) -> LandscapeResult:
-    """Make the record of one measurement whose answer is a `Landscape`."""
+    """The record of one measurement with a `Landscape` as its answer."""
     found: Landscape = measurement.answer
     return LandscapeResult(
         method="landscape",
@@ -48,7 +48,7 @@ def landscape_result(measurement: Any) -> LandscapeResult:
 
 
 def directions(found: Landscape) -> Iterator[Direction]:
-    """`slope` g'd, `curvature` d'Ad; the residual bounds how far the latter is from the eigenvalue."""
+    """The records of directions with slope g'd and curvature d'Ad, which is within `residual` of the eigenvalue."""
     places = {name: i for i, name in enumerate(found.used)}
     for name, d in found.directions.items():
         i = places.get(name)
@@ -65,7 +65,7 @@ def directions(found: Landscape) -> Iterator[Direction]:
 
 
 def line_record(name: str, line: Any) -> Line:
-    """Make the record of a line along this direction."""
+    """The record of a line along this direction."""
     numbers = {key: getattr(line, key) for key in ("t", "loss", "prediction", "departure")}
     holds = None if line.holds is None else Holds(share=SHARE, **line.holds._asdict())
     barrier = None if line.barrier is None else Barrier(**vars(line.barrier), present=line.barrier.present)
@@ -73,7 +73,7 @@ def line_record(name: str, line: Any) -> Line:
 
 
 def plane_record(names: Sequence[str], plane: Any) -> Plane:
-    """Make the record of a plane along these directions."""
+    """The record of a plane along these directions."""
     numbers = {key: getattr(plane, key) for key in ("x", "y", "loss", "prediction", "cosine", "orthogonal")}
     marks = [Mark(**vars(mark)) for mark in plane.marks] or None
     path = plane.path and TrajectoryRecord(
@@ -83,6 +83,6 @@ def plane_record(names: Sequence[str], plane: Any) -> Plane:
 
 
 def spread_record(name: str, curvature: Any, slope: Any) -> SpreadAlong:
-    """Make the record of how curvature and slope along this direction spread over examples."""
+    """The record of the spread of curvature and slope over examples, along this direction."""
     told = [Spread(**vars(one), signal_to_noise=one.signal_to_noise) for one in (curvature, slope)]
     return SpreadAlong(along=name, quantiles_at=list(QUANTILES), curvature=told[0], slope=told[1])

@@ -1,4 +1,4 @@
-"""`spectra landscape`: its settings, and the function that takes a request to its record."""
+"""Run `spectra landscape`: its settings, and the function that makes the record."""
 
 from __future__ import annotations
 
@@ -28,19 +28,22 @@ from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.surfaces.directions import EIGENVECTOR, LOWEST, find_directions, numbered, refuse_ranks
-from spectra.surfaces.elsewhere import elsewhere, standing, tensors_of
-from spectra.surfaces.given import Given, Giver, files_of, is_given, refuse_missing
+from spectra.surfaces.given import DirectionMaker, Given, files_of, is_given, refuse_missing
 from spectra.surfaces.landscape import Grid, Point, landscape
+from spectra.surfaces.other_checkpoint import read_other_checkpoint, set_to, tensors_of
 from spectra.surfaces.recording import landscape_results
 
 
 @dataclass(frozen=True)
 class LandscapeSettings:
-    """Lines and planes, each by the names of its directions; coordinates; the tolerance of eigenvectors.
+    """The settings of `spectra landscape`.
 
     Attributes:
-        others: checkpoints that are looked at beside the problem's own.
-        optimizer: an optimizer, its state, or the file of that, for its step and momentum; None: the checkpoint.
+        along: the names of the direction of each line, or of the two of each plane.
+        grid: the coordinates.
+        tolerance: the residual over |eigenvalue| at which an eigenpair has converged.
+        others: further checkpoints that are analysed like the first one.
+        optimizer: an optimizer, its state, or a file with it, for its step and momentum; None: the checkpoint.
     """
 
     along: tuple[tuple[str, ...], ...]
@@ -59,7 +62,7 @@ class LandscapeSettings:
 
     @property
     def files(self) -> list[str]:
-        """The files that are read beside the problem's own."""
+        """The files that are read in addition to those of the problem."""
         return [
             *self.others,
             *files_of(self.named),
@@ -68,11 +71,11 @@ class LandscapeSettings:
 
     @property
     def ranks(self) -> list[int]:
-        """The eigenvectors that are asked for, by |eigenvalue|."""
+        """The ranks of the requested eigenvectors, by |eigenvalue|."""
         return [int(name) for names in self.along for name in names if name.isdigit()]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells these files from others of the same names, for a run that is taken up again."""
+        """The digests of the files, so that an interrupted run resumes only with the same files."""
         return {f"sha256 of {file}": digest for file, digest in digests(self.files).items()}
 
     def refuse(self, matrices: Sequence[str]) -> None:
@@ -90,22 +93,22 @@ class LandscapeSettings:
 
 
 def landscapes(session: Session[LandscapeSettings]) -> Record:
-    """Look at the loss along the directions that are asked for, beside each matrix, and return the record.
+    """Evaluate the loss along the requested directions for each matrix, and return the record.
 
-    Of several checkpoints each is looked at in its turn, in the place of the first.
+    Several checkpoints are analysed one after the other.
     """
-    session.load(lambda: session.subject.about.changed(options=session.asked()))  # the heading tells how many there are
+    session.load(lambda: session.subject.about.changed(options=session.asked()))  # the heading counts checkpoints
     problem, others = session.problem, session.request.settings.others
     key, found, results, notes = session.request.named.get("checkpoint_key"), [], [], []
     with session.resumable():
         earlier = session.arrays_of_earlier()
         first = session.about.checkpoint or (session.about.model if others else None)
         for place, path in enumerate([first, *others]):
-            there = elsewhere(problem, str(path), key, "`checkpoint` ") if place else None
-            with standing(tensors_of(problem.model), there.values) if there else nullcontext():
+            there = read_other_checkpoint(problem, str(path), key, "`checkpoint` ") if place else None
+            with set_to(tensors_of(problem.model), there.values) if there else nullcontext():
                 source = path if place else session.request.named.get("checkpoint")
-                look = Look(session, source, earlier if not place else None, f" {place + 1}" if place else "")
-                measured, told = look()
+                analyse = Analysis(session, source, earlier if not place else None, f" {place + 1}" if place else "")
+                measured, told = analyse()
             found += measured
             results += [entry.changed(checkpoint=path if others else None) for entry in landscape_results(measured)]
             notes += told
@@ -114,12 +117,12 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
     used = [d for m in found for d in m.answer.directions.values() if d.kind == EIGENVECTOR]
     if earlier and any(d.source != "computed" for d in used):
         options = (record.problem.options or {}) | {"eigenvectors": str(earlier.with_suffix(".json"))}
-        return record.changed(problem=record.problem.changed(options=options))  # for --config elsewhere
+        return record.changed(problem=record.problem.changed(options=options))  # for --config with another --out
     return record
 
 
 def digests(files: Sequence[str]) -> dict[str, str]:
-    """The SHA-256 of files and folders of weights, by their paths; empty where one cannot be read."""
+    """The SHA-256 of files and folders of weights, by path; empty if one cannot be read."""
     found = {}
     for file in files:
         try:
@@ -130,13 +133,13 @@ def digests(files: Sequence[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Look:
-    """A look at the loss from one checkpoint, at which the problem stands, beside one matrix after the other."""
+class Analysis:
+    """The analysis of the loss around the checkpoint in the problem's model, for one matrix after the other."""
 
     session: Session[LandscapeSettings]
     checkpoint: str | None
-    earlier: Path | None  # arrays of an earlier eig
-    mark: str  # behind the names of the matrices, where this is not the first checkpoint
+    earlier: Path | None  # the arrays of an earlier result of eig
+    mark: str  # appended to the names of matrices, unless this is the first checkpoint
 
     @property
     def problem(self) -> Problem:
@@ -144,7 +147,7 @@ class Look:
         return self.session.problem
 
     def __call__(self) -> tuple[list[Measurement], list[str]]:
-        """The landscapes of all matrices, with what they cost; and notes on the directions."""
+        """The landscapes of all matrices with their cost, and notes on the directions."""
         session, asked = self.session, self.session.request.settings
         together, products = Together(session, 1), 20 + 3 * max(asked.ranks, default=0)
         matrices = [
@@ -153,12 +156,12 @@ class Look:
         ]
         point, found = Point.of(self.problem), []
         given = self.given(point)
-        while matrices:  # each gives its memory back in the end
-            found.append(self.beside(matrices.pop(0), point, given))
+        while matrices:  # each is released after use
+            found.append(self.of_matrix(matrices.pop(0), point, given))
         return found, given.notes
 
     def given(self, point: Point) -> Given:
-        """The directions of training among those that are asked for."""
+        """The directions of training among the requested ones."""
         session, asked = self.session, self.session.request.settings
         if not any(is_given(name) for name in asked.named):
             return Given()
@@ -172,11 +175,11 @@ class Look:
 
             key = session.request.named.get("checkpoint_key")
             model = session.network.trained_model
-            giver = Giver(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model)
-            return giver(asked.named)
+            make = DirectionMaker(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model)
+            return make(asked.named)
 
-    def beside(self, matrix: Prepared, point: Point, given: Given) -> Measurement:
-        """The landscape of one matrix, with what it cost."""
+    def of_matrix(self, matrix: Prepared, point: Point, given: Given) -> Measurement:
+        """The landscape of one matrix, with its cost."""
         name, limit = matrix.curvature.name, self.session.request.max_products
         asked, generator = self.session.request.settings, torch.Generator().manual_seed(self.session.request.seed)
         along = numbered(asked.along)
@@ -207,7 +210,7 @@ class Look:
     def taken(
         self, operator: SymmetricOperator, name: str, wanted: Sequence[str], room: int | None
     ) -> dict[str, tuple[Eigenpairs, str]]:
-        """Eigenpairs of an earlier `eig` that serve all names of a kind, and their file, by end of the spectrum."""
+        """Eigenpairs from an earlier result of `eig`, if it has enough, and its file, by end of the spectrum."""
         earlier, note = self.earlier, self.session.listener.note
         ranks = [int(direction) for direction in wanted if direction.isdigit()]
         needed = {which: k for which, k in (("LM", max(ranks, default=0)), ("SA", int(LOWEST in wanted))) if k}
@@ -215,7 +218,7 @@ class Look:
             return {}
         which, agree = end_of(earlier), self.session.processes.least
         if not agree(which in needed) or which is None:
-            note(f"{name}: {earlier} holds eigenvectors of `which` {which or 'unknown'}, so those named are computed")
+            note(f"{name}: {earlier} holds eigenvectors of `which` {which or 'unknown'}, so new ones are computed")
             return {}
         most = min(needed["LM"], needed[which] if room is None else room) if which == "LM" else room
         pairs = eigenpairs(earlier, operator, name, note, agree, use="taken", most=most)
@@ -227,7 +230,7 @@ class Look:
         good = takewhile(lambda row: max(abs(row[0] - row[1]), row[2]) <= tolerance * abs(row[1]), rows)
         count = sum(1 for _ in good)
         if count < needed[which]:
-            held = f"{earlier} holds {count} eigenvectors within `tolerance`, not {needed[which]}"
-            note(f"{name}: {held}, so they are computed")
+            held = f"{earlier} holds only {count} of {needed[which]} eigenvectors within `tolerance`"
+            note(f"{name}: {held}, so new ones are computed")
             return {}
         return {which: (pairs, str(earlier.with_suffix(".json")))}

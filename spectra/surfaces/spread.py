@@ -1,11 +1,12 @@
-"""The distribution of curvature and slope along a direction over the examples: signal against noise.
+"""The distribution over examples of curvature and slope along a direction.
 
-Per-example terms of d'Ad without a matrix for each example: with f(t) the outputs (E, K) at theta + t d,
+The terms of d'Ad for single examples need no matrix for each example. With f(t) the outputs (E, K) at theta + t d,
 
     d'H_i d = f_i'(0) . M_i f_i'(0)  +  (dl_i / df_i) . f_i''(0)
 
-where M = d2 l / df2; the first term alone is the GGN's. Directional derivatives, their means and their noise: Dangel,
-Tatzel, Hennig 2022, *ViViT: curvature access through the generalized Gauss-Newton's low-rank structure*.
+where M = d2 l / df2. The first term alone is that of the GGN. Directional derivatives, their means and their noise are
+described in Dangel, Tatzel, Hennig 2022, *ViViT: curvature access through the generalized Gauss-Newton's low-rank
+structure*.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Spread:
-    """The distribution over examples of one number that each example has."""
+    """The distribution of a number over examples."""
 
     mean: float
     standard_deviation: float  # 0 for one example
-    standard_error: float  # of the mean, as if the examples were drawn at random
-    negative: float  # share of examples below zero by more than rounding
+    standard_error: float  # of the mean, as for examples drawn at random
+    negative: float  # share of examples that are below zero by more than rounding
     quantiles: list[float]  # at QUANTILES
 
     @property
     def signal_to_noise(self) -> float | None:
-        """|mean| over the standard deviation, of one example; None where all are alike."""
+        """The ratio |mean| / standard deviation; None if all examples are equal."""
         return abs(self.mean) / self.standard_deviation if self.standard_deviation else None
 
 
@@ -54,11 +55,11 @@ def spread(values: np.ndarray) -> Spread:
 
 
 def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """d'A_i d and g_i'd of every example, (k, N) each, float64: their means are d'Ad and g'd, weight decay included.
+    """The curvatures d'A_i d and slopes g_i'd of all examples for k directions, (k, N) each, in float64.
 
-    An example is a target of cross entropy, a row of other losses. Of gradient-covariance A_i is the outer product of
-    g_i - g. A few backward passes a direction. Raises SpectraError where a layer has no third derivative, and
-    ValueError for fisher-batch, which is made of batches.
+    Their means are d'Ad and g'd, with weight decay. An example is a target of cross entropy, or a row for other losses.
+    For gradient-covariance A_i is the outer product of g_i - g. It takes a few backward passes for each direction.
+    Raises SpectraError if a layer has no third derivative, and ValueError for fisher-batch, which is made of batches.
     """
     matrix = definition(name)
     if matrix.depends_on_batches:
@@ -78,7 +79,7 @@ def per_example(problem: Problem, name: str, directions: Sequence[Tensor]) -> tu
 
 
 def of_batch(problem: Problem, matrix: Definition, batch: Batch, directions: Sequence[Tensor]) -> Tensor:
-    """Curvatures and slopes (2, k, examples) of the batch's examples, over their number in all."""
+    """Curvatures and slopes (2, k, examples) of the batch's examples, divided by the number of all examples."""
     jacobian = Jacobian(problem, batch)
     middle = matrix.middle(problem, batch, jacobian.rows)
     residual = loss_gradient(problem, batch, jacobian.rows)[1] / problem.weight
@@ -95,7 +96,7 @@ def of_batch(problem: Problem, matrix: Definition, batch: Batch, directions: Seq
 
 
 def acceleration(jacobian: Jacobian, d: Tensor) -> Tensor:
-    """d2/dt2 of the rows at theta + t d, of their shape: what multiplies u in d/dtheta (u'J d) d."""
+    """The second derivative by t of the rows at theta + t d, in their shape: the factor of u in d/dtheta (u'J d) d."""
     leaves, along = jacobian.problem.leaves, d.clone().requires_grad_()  # else once_differentiable goes unnoticed
     moved = jacobian.problem.vector(gradient(jacobian.transposed, leaves, along, create_graph=True))
     return gradient(moved, (jacobian.dummy,), d)[0]
@@ -107,7 +108,7 @@ def by_row(products: Tensor) -> Tensor:
 
 
 def gathered(part: Tensor, processes: Processes) -> Tensor:
-    """The last dimensions of all processes' parts, one after the other."""
+    """The parts of all processes, concatenated along the last dimension."""
     if processes.count == 1:
         return part
     sizes = [0.0] * processes.count

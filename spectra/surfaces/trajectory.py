@@ -1,12 +1,12 @@
-"""The plane through a checkpoint that is nearest to a trajectory of checkpoints, and their places in it.
+"""Find the plane through a checkpoint that is nearest to a trajectory of checkpoints, and their coordinates in it.
 
-With M (k, n) of rows theta_i - theta, it is spanned by the two leading right singular vectors of M, which explain a
-share of the squared distances |theta_i - theta|^2. Both come from M M' (k, k), so that no more rows are held at once
-than memory has room for.
+With M (k, n) the matrix of rows theta_i - theta, the plane is spanned by the two leading right singular vectors of M,
+which explain a share of the squared distances |theta_i - theta|^2. They are computed from M M' (k, k), so that only as
+many rows are held at once as fit in memory.
 
 Li, Xu, Taylor, Studer, Goldstein 2018, *Visualizing the loss landscape of neural nets*, section 7, take the components
-about the mean of the trajectory and draw them through its end. Here they are about the checkpoint through which the
-plane goes, so that no plane through it is nearer.
+about the mean of the trajectory and draw them through its end. Here they are taken about the checkpoint itself, so that
+no plane through it is nearer.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from spectra.vectors import dot
 
-FLAT = 1e-6  # of the first singular value, below which the second is nothing but rounding
+FLAT = 1e-6  # of the first singular value: a smaller second one is rounding
 
 
 @dataclass(frozen=True)
 class NearestPlane:
-    """Two orthonormal directions, and the places of k points in their plane."""
+    """Two orthonormal directions, and the coordinates of k points in their plane."""
 
     directions: tuple[Tensor, Tensor]  # (n,) each
     coordinates: np.ndarray  # (k, 2)
@@ -34,11 +34,12 @@ class NearestPlane:
 
 
 def nearest_plane(row: Callable[[int], Tensor], count: int, held: int) -> NearestPlane | None:
-    """The plane through the origin that is nearest to `count` points, by least squares; None where a line holds them.
+    """The plane through the origin that is nearest to some points, by least squares; None if they lie on a line.
 
     Args:
-        row: makes the point of this place (n,); called twice or more for each.
-        held: the number of points that memory holds at once.
+        row: returns the point (n,) with this index; it is called twice or more for each.
+        count: the number of points.
+        held: the number of points that fit in memory at once.
     """
     products = gram(row, count, max(1, held))
     values, vectors = np.linalg.eigh(products)
@@ -46,7 +47,9 @@ def nearest_plane(row: Callable[[int], Tensor], count: int, held: int) -> Neares
     if count < 2 or not values[1] > FLAT**2 * values[0]:
         return None
     scales = np.sqrt(values[:2])
-    signs = np.sign(vectors[np.abs(vectors[:, :2]).argmax(axis=0), [0, 1]])  # that of the farthest point is positive
+    signs = np.sign(
+        vectors[np.abs(vectors[:, :2]).argmax(axis=0), [0, 1]]
+    )  # the coordinate of the farthest point is positive
     weights = vectors[:, :2] * signs / scales  # of the rows in each direction
     first = row(0)
     sums = [torch.zeros_like(first), torch.zeros_like(first)]
@@ -61,7 +64,7 @@ def nearest_plane(row: Callable[[int], Tensor], count: int, held: int) -> Neares
 
 
 def gram(row: Callable[[int], Tensor], count: int, held: int) -> np.ndarray:
-    """The products (k, k) of all pairs of rows, in float64, with `held` rows in memory beside one."""
+    """The inner products (k, k) of all pairs of rows, in float64, with at most `held` + 1 rows in memory."""
     products = np.zeros((count, count))
     for first in range(0, count, held):
         block = [row(i) for i in range(first, min(first + held, count))]

@@ -1,4 +1,4 @@
-"""Columns and rows for tables of the matrices of single examples: means over examples, their spread and errors."""
+"""Columns and rows of tables for matrices by the inputs, one for each example: means and spread over examples."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from spectra.records.eig import EigResult
 from spectra.records.trace import TraceResult
 from spectra.wording import with_error
 
-EIGENVALUES = "mean ± standard deviation over examples; residual: the largest |Au - λu|"
-TRACES = "trace: mean over examples; spread: standard deviation over examples; ± standard errors"
+EIGENVALUES = "eigenvalue: mean ± standard deviation over examples; residual: the largest |Au - λu| of an example"
+TRACES = "trace: mean over examples; spread: their standard deviation over examples; each ± its standard error"
 
 
 def mean_columns(results: Sequence[EigResult]) -> list[str]:
@@ -20,26 +20,26 @@ def mean_columns(results: Sequence[EigResult]) -> list[str]:
 
 
 def mean_rows(results: Sequence[EigResult]) -> Iterator[list[str]]:
-    """One row an eigenvalue: the mean of each matrix with its spread, and its largest residual."""
+    """One row for each eigenvalue: the mean of each matrix with its spread, and its largest residual."""
     for i in range(max(len(r.values) for r in results)):
         yield [cell for r in results for cell in (mean_cell(r, i), f"{r.residuals[i]:.0e}")]
 
 
 def mean_cell(result: EigResult, i: int) -> str:
-    """The mean of eigenvalue i over examples ± its spread, which no number of digits pretends to know better."""
+    """The mean of eigenvalue i over examples ± its standard deviation."""
     assert result.spread is not None
     return with_error(result.values[i], max(result.spread[i], result.residuals[i]))
 
 
 def trace_cells(result: TraceResult) -> list[str]:
-    """The mean of the traces with its standard error, and their spread with its own."""
+    """The mean of the traces and their standard deviation, each with its standard error."""
     assert result.spread is not None
     error = result.spread_error
     return [with_error(result.trace, result.standard_error), with_error(result.spread, 0.0 if error is None else error)]
 
 
 def of_either_sign(result: EigResult) -> bool:
-    """Whether the same eigenvalue, by its place, is clearly above zero for some examples and below for others."""
+    """Whether the i-th eigenvalue, for some i, is clearly positive for one example and negative for another."""
     values, residuals = result.values_by_example, result.residuals_by_example
     if values is None or residuals is None:
         return False

@@ -12,12 +12,35 @@ from spectra.records.compare import Agreement, CompareResult, Pair, Subsample
 from spectra.records.entry import Estimate
 from spectra.records.record import Record
 from spectra.tables.outliers import class_table, outlier_table
-from spectra.tables.results import corner, cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.tables.results import corner, cost_table, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, counted
 
-MOST_OVERLAPS = 6  # columns of the short table
-MOST_RANKS = 10  # rows of it
-MOST_FITTED = 5  # eigenvalues of which fits are shown
+MOST_OVERLAPS = 6  # columns of the table of overlaps
+MOST_RANKS = 10  # rows of the table of Rayleigh quotients
+MOST_FITTED = 5  # eigenvalues for which fits are shown
+ERRORS = (
+    "|A| is the Frobenius norm. ± is the standard error of norms, traces and distances, and the residual |Au - λu| of "
+    "eigenvalues λ."
+)
+DISTANCE = (
+    "Distance |A - B| / |A| and cosine <A, B> / (|A| |B|). The scale c* = <A, B> / |B|² makes |A - c B| smallest; the "
+    "last column is |A - c* B| / |A|."
+)
+DIFFERENCE = (
+    "Trace and extreme eigenvalues of A - B. W1 is the Wasserstein distance of the spectra of A and B, relative to the "
+    "mean |λ| of A."
+)
+ROUNDING = "rounding: A and B are equal up to rounding errors."
+OVERLAP = (
+    "Overlap of the spaces of the j leading eigenvectors of A and of B: 1 if they are the same, 0 if they are "
+    "orthogonal. It is unreliable in parentheses, where no gap separates eigenvalues j and j + 1."
+)
+RAYLEIGH = "Eigenvalues of {0}, and u'Bu of the other matrices B for the eigenvectors u of {0}"
+HELD_OUT = "held out {}. Eigenvalues on the data, and u'Au of their eigenvectors u on the held-out data:"
+SUBSAMPLE = (
+    "{}: mean of each largest eigenvalue λ over random subsets of N examples, and the line a + b / N fitted to it, ± "
+    "standard error"
+)
 
 
 def compare_text(record: Record) -> str:
@@ -26,41 +49,27 @@ def compare_text(record: Record) -> str:
 
 
 def compare_parts(record: Record) -> list[Any]:
-    """Matrices, pairs by what is asked of them, causes; then what other data and fewer examples give; the cost."""
+    """Texts and tables: matrices, pairs, causes of differences, held-out data, subsets of examples, and the cost."""
     results, pairs = record.results, record.pairs or []
-    parts = [heading(record.problem), matrix_table(record)]
+    parts = [heading(record.problem), ERRORS, matrix_table(record)]
     if pairs:
-        parts += ["A against B: distance |A - B| / |A|, best scale c* = <A, B> / |B|²", distance_table(pairs)]
-        parts += [
-            "A - B: trace, extreme eigenvalues ± residual; W1: Wasserstein distance of spectra",
-            difference_table(pairs),
-        ]
+        parts += [DISTANCE, distance_table(pairs), DIFFERENCE, difference_table(pairs)]
+        parts += [ROUNDING, ""] if any(pair.rounding for pair in pairs) else []
     if any(pair.overlaps for pair in pairs):
-        parts += [
-            "overlap of the leading j-dimensional eigenspaces of A and B; in brackets where no "
-            "gap separates the eigenvalues j and j + 1",
-            overlap_table(pairs),
-        ]
-        parts += [f"u'Bu of each matrix B, for the eigenvectors u of {results[0].curvature}", rayleigh_table(record)]
+        parts += [OVERLAP, overlap_table(pairs), RAYLEIGH.format(results[0].curvature), rayleigh_table(record)]
     parts += outlier_table(results) + (class_table(record.class_structure) if record.class_structure else [""])
     parts += [line for cause in record.causes or [] for line in (cause.sentence, "")]
     if other := record.held_out:
         accuracy = "" if other.accuracy is None else f", accuracy {100 * other.accuracy:.2f} %"
         told = f"{other.data}: {counted(other.examples, 'example')}, loss {other.loss_value:.4g}{accuracy}"
-        parts += [
-            f"held out {told}; λ on the data themselves, and u'Au of the same eigenvectors on the held-out data",
-            held_out_table(record),
-        ]
+        parts += [HELD_OUT.format(told), held_out_table(record)]
     for entry in record.subsample or []:
-        parts += [
-            f"{entry.curvature}: largest eigenvalues on N examples, and the line a + b / N fitted to them",
-            subsample_table(entry),
-        ]
+        parts += [SUBSAMPLE.format(entry.curvature), subsample_table(entry)]
     return [*parts, cost_table(results), *remarks(record)]
 
 
 def held_out_table(record: Record):
-    """Eigenvalues of every matrix beside what the other data make of its eigenvectors."""
+    """The table of eigenvalues beside the Rayleigh quotients of their eigenvectors on the held-out data."""
     own = {entry.curvature: entry for entry in record.results}
     found = [pair for pair in record.pairs or [] if pair.held_out]
     table = new_table("", *[name for pair in found for name in (pair.first, "held out")])
@@ -71,7 +80,7 @@ def held_out_table(record: Record):
 
 
 def subsample_table(entry: Subsample):
-    """The table of eigenvalues on fewer examples."""
+    """The table of eigenvalues on subsets of examples."""
     total = f"{entry.examples:,}"
     sizes = [f"{size:,}" for size in entry.sizes]
     table = new_table("", *sizes, f"line at {total}", f"λ at {total}", "line at ∞")
@@ -92,17 +101,9 @@ def matrix_table(record: Record):
     return table
 
 
-def cost_table(results: Sequence[CompareResult]):
-    """The table of costs."""
-    table = new_table("", "products", "time (s)", "setup (s)", "converged")
-    for r in results:
-        table.add_row(r.curvature, *cost_cells(r))
-    return table
-
-
 def distance_table(pairs: Sequence[Pair]):
     """The table of distances and cosines of each pair."""
-    keys = {"distance": "distance", "cosine": "cosine", "scale c*": "scale", "at that scale": "scaled_distance"}
+    keys = {"distance": "distance", "cosine": "cosine", "scale c*": "scale", "distance at c*": "scaled_distance"}
 
     def cells(pair: Pair) -> list[str]:
         found = [getattr(pair, key) for key in keys.values()]
@@ -143,18 +144,18 @@ def overlap_cell(spaces: Agreement | None) -> str:
 
 
 def rayleigh_table(record: Record):
-    """The first matrix's eigenvalues beside what the others make of its eigenvectors."""
+    """The table of the first matrix's eigenvalues beside the Rayleigh quotients of its eigenvectors for the others."""
     first: CompareResult = record.results[0]
     others = [pair for pair in record.pairs or [] if pair.first == first.curvature and not pair.held_out]
     table = new_table("", first.curvature, *[pair.second for pair in others])
-    columns = [first.values, *(pair.first_by_second for pair in others)]  # the latter short where not finite
+    columns = [first.values, *(pair.first_by_second for pair in others)]  # of products that are not finite, empty
     for i, numbers in enumerate(list(zip_longest(*columns))[:MOST_RANKS]):
         table.add_row(str(i + 1), *["" if number is None else f"{number:.4g}" for number in numbers])
     return table
 
 
 def pair_table(pairs: Sequence[Pair], columns: Sequence[str], cells: Callable[[Pair], list[str]]):
-    """A line for each pair, under one for its first matrix."""
+    """A table with a row for each pair, below a row with its first matrix."""
     table = new_table("A / B", *columns)
     for first in dict.fromkeys(pair.first for pair in pairs):
         table.add_row(first)
@@ -164,7 +165,7 @@ def pair_table(pairs: Sequence[Pair], columns: Sequence[str], cells: Callable[[P
 
 
 def estimate(found: Estimate | None) -> str:
-    """An estimate with its error, where that is known."""
+    """An estimate with its error, if that is known; empty for None."""
     if found is None:
         return ""
     error = found.standard_error

@@ -1,4 +1,4 @@
-"""A short table of 80 columns from the evolution of a sweep."""
+"""A table of 80 columns with the main numbers of a sweep over its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from spectra.records.sweep import Evolution, Row
 from spectra.tables.results import new_table, percentage, rendered
 from spectra.wording import with_error
 
-CERTAIN = 5e-4  # of a number whose first three digits are shown without their error
-MOST_LINES = 12  # of a matrix in the short table
+CERTAIN = 5e-4  # relative error below which three digits are shown without an error
+MOST_LINES = 12  # rows of a table
+MEANINGS = {  # of columns, by the quantities in them
+    "eigenvalue": "λ1 ± residual",
+    "trace": "trace ± standard error",
+    "negative_share": "% < 0: share of negative eigenvalues, with 95 % interval",
+    "overlap_next": "overlap: of the leading eigenspaces of a checkpoint and the next one",
+}
 
 
 def evolution_text(evolution: Evolution) -> str:
@@ -22,8 +28,10 @@ def evolution_text(evolution: Evolution) -> str:
 
 
 def evolution_parts(evolution: Evolution) -> list[Any]:
-    """One short table a matrix and seed, a line a checkpoint; of many the first and the last."""
-    parts: list[Any] = []
+    """A table for each matrix and seed, with a row for each checkpoint, or for the first and last of many."""
+    known = {row.quantity for row in evolution.rows}
+    meanings = [text for quantity, text in MEANINGS.items() if quantity in known]
+    parts: list[Any] = ["; ".join(meanings), ""] if meanings else []
     seeds = len({seed for _, seed in evolution.series()}) > 1
     for curvature, seed in evolution.series():
         name = f"{quoted(curvature)}, seed {seed}" if seeds else quoted(curvature)
@@ -32,7 +40,7 @@ def evolution_parts(evolution: Evolution) -> list[Any]:
 
 
 def threshold_text(evolution: Evolution, curvature: str, seed: int) -> str:
-    """Whose preconditioner a matrix has, and the threshold of stability, or the least and the greatest of them."""
+    """The end of a heading: the preconditioner and the threshold of stability, or the range of thresholds."""
     if not evolution.precondition:
         return ""
     rows = evolution.select("threshold", curvature=curvature, seed=seed)
@@ -71,13 +79,13 @@ def one_of(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def abridged(names: Sequence[str]) -> list[str | None]:
-    """The items with None in place of those left out of a long list."""
+    """The names, with None in place of the middle of a long list."""
     half = MOST_LINES // 2
     return [*names] if len(names) <= MOST_LINES else [*names[:half], None, *names[-half:]]
 
 
 def cell(row: Row | None) -> str:
-    """The value of a row with its error or limits."""
+    """The value of a row with its error or its interval."""
     if row is None or row.value is None:
         return ""
     if row.quantity == "negative_share":

@@ -15,9 +15,10 @@ from spectra.tables.results import new_table, rendered
 from spectra.wording import counted
 
 MOST_ROWS = 40
-SPARED = ("logits in chunks", "recomputed")  # in the path of products that take less memory, and more time
-NEAR = 4  # times the parameters that there are
+SPARED = ("logits in chunks", "recomputed")  # in the paths of products that trade time for memory
+NEAR = 4  # times the number of parameters: larger limits are not shown
 SHOWN = 5  # ignored names in a line
+FORECAST = "expected cost of each command:"
 UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB"]
 
 
@@ -27,22 +28,22 @@ def inspect_text(record: Record) -> str:
 
 
 def inspect_parts(record: Record) -> list[str | Table]:
-    """The model, its checkpoint and layers; with data what the loss is there, and what commands will cost."""
+    """Texts and tables: the model, its checkpoint and layers; with data also the loss and the forecasts of cost."""
     problem, results = record.problem, record.results
     parts = model_parts(problem)
     if problem.data:
-        parts += [*data_parts(problem), "", cost_table(results)]
+        parts += [*data_parts(problem), "", FORECAST, cost_table(results)]
         if any(e.method == "gram" for r in results for e in worth_telling(r.estimates)):
-            parts.append("exact: with --method gram, which trace chooses by itself if it is the cheapest")
+            parts.append("exact: with --method gram, which trace uses by default if it is the cheapest")
         parts += [f"{r.curvature}: {r.path}" for r in results if any(word in r.path for word in SPARED)]
         if any(estimate.at_least for r in results for estimate in r.estimates):
-            parts.append("> means at least; the short trial run cannot tell how much more")
+            parts.append("> means at least: the trial run is too short to say how much more")
         parts += limits(problem.parameters, results)
     return parts
 
 
 def model_parts(problem: ProblemRecord) -> list[str | Table]:
-    """Texts and tables on model and checkpoint, which are known before there are data."""
+    """Texts and tables on model and checkpoint, which need no data."""
     return [model_line(problem), checkpoint_line(problem), "", layer_table(problem.layers)]
 
 
@@ -63,7 +64,7 @@ def checkpoint_line(problem: ProblemRecord) -> str:
     loaded = problem.checkpoint_match
     if loaded is None:
         if problem.model_holds_weights:
-            return "no checkpoint: the model holds its weights"
+            return "no checkpoint: the model comes with its weights"
         return f"no checkpoint: weights as built with seed {problem.seed}"
     kind = f" of the {loaded.adapter} adapter" if loaded.adapter else ""
     text = f"{quoted(loaded.path)}: all {loaded.tensors} tensors{kind} match"
@@ -79,7 +80,7 @@ def checkpoint_line(problem: ProblemRecord) -> str:
 
 
 def layer_table(layers: Sequence[LayerRecord]) -> Table:
-    """Layers in groups of the deepest level that leaves `MOST_ROWS` rows."""
+    """The table of layers, grouped at the deepest level of names that gives at most `MOST_ROWS` rows."""
     deepest = max(layer.name.count(".") + 1 for layer in layers)
     depth = next((d for d in range(deepest, 1, -1) if len(grouped(layers, d)) <= MOST_ROWS), 1)
     table = new_table("layer", "type", "parameters", "")
@@ -102,7 +103,7 @@ def grouped(layers: Sequence[LayerRecord], depth: int) -> dict[str, list[LayerRe
 
 
 def state(group: Sequence[LayerRecord], count: int) -> str:
-    """The parameters of a group that are frozen, tied or not chosen, in words."""
+    """The state of a group's parameters, in words: trainable, frozen, tied or left out."""
     trainable, chosen = sum(layer.trainable for layer in group), sum(layer.chosen for layer in group)
     tied = [name for layer in group for name in layer.tied]
     parts = [f"tied to {', '.join(tied)}"] if tied else []
@@ -140,26 +141,26 @@ def cost_table(results: Sequence[InspectResult]) -> Table:
 
 
 def limits(parameters: int, results: Sequence[InspectResult]) -> list[str]:
-    """Lines on how many parameters memory holds a basis of, for each command for which that is near."""
+    """Lines on the number of parameters up to which the Lanczos basis fits in memory, if that is near."""
     found: dict[str, int] = {}
     for estimate in (estimate for r in results for estimate in r.estimates):
         if largest := getattr(estimate, "largest_parameters", None):
             found[estimate.command] = min(largest, found.get(estimate.command, largest))
     near = {command: largest for command, largest in found.items() if largest < NEAR * parameters}
     return [
-        f"memory holds the Lanczos basis of {command} for up to {largest:.2g} parameters"
+        f"the Lanczos basis of {command} fits in memory for up to {largest:.2g} parameters"
         for command, largest in near.items()
     ]
 
 
 def worth_telling(estimates: Sequence[CommandCost]) -> list[CommandCost]:
-    """All but exact ways that would take longer than the iteration does."""
+    """The forecasts without those of exact methods that would take longer than the iterative one."""
     fastest = {e.command: e.seconds for e in estimates if e.method != "gram"}
     return [e for e in estimates if e.method != "gram" or e.seconds < fastest.get(e.command, math.inf)]
 
 
 def in_time(seconds: float) -> str:
-    """Two digits, in the unit that a reader would take."""
+    """A duration with two digits, in seconds, minutes, hours or days."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

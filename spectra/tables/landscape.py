@@ -16,14 +16,19 @@ from spectra.tables.results import cost_cells, figure_lines, heading, new_table,
 from spectra.wording import brief, rounded, with_error
 
 MEANING = (
-    "holds: the range of t in theta + t d where the quadratic model is off by at most {:.0f} % of its second-order term"
+    "The quadratic model of the loss at theta + t d is valid for t in the range shown: its error there is at most "
+    "{:.0f} % of its second-order term."
 )
 BARRIER = (
-    "barrier: the largest height of the loss above the straight line between its values at t = 0 and t = 1, ± standard "
-    "error over examples"
+    "Barrier: the largest height of the loss above the straight line between its values at t = 0 and t = 1, ± standard "
+    "error over examples. Grid error: how much higher it may be between the grid points. Found: it exceeds its errors."
 )
 MOST, NAME = 16, 14  # rows of a trajectory; characters of a name
-SPREAD = "d'A_i d of each example i; s/n: |mean| / standard deviation over examples"
+SPREAD = (
+    "distribution of the curvature d'A_i d over the examples i. s/n is signal to noise, |mean| / standard deviation, "
+    "of the curvature and of the slope g_i'd."
+)
+ROUNDING = 1e-6  # relative; below this, inner products of float32 vectors are rounding errors
 
 
 def landscape_text(record: Record) -> str:
@@ -32,7 +37,7 @@ def landscape_text(record: Record) -> str:
 
 
 def landscape_parts(record: Record) -> list[Any]:
-    """Texts and tables: for each matrix its directions, then how curvature spreads over examples; then the cost."""
+    """Texts and tables: for each matrix its directions and the distribution of curvature over examples; the cost."""
     results: list[LandscapeResult] = record.results
     parts = [heading(record.problem)]
     if len({entry.checkpoint for entry in results}) == 1:
@@ -44,7 +49,7 @@ def landscape_parts(record: Record) -> list[Any]:
         if entry.checkpoint and entry.checkpoint != shown:
             shown = entry.checkpoint
             parts.append(f"\n{called.file(shown)}: loss {entry.loss:.6g}, {sizes(entry)}")
-        parts += [f"\n{entry.curvature}, directions d", direction_table(entry, called)]
+        parts += [f"\n{entry.curvature}: slope and curvature along each direction d", direction_table(entry, called)]
         if entry.spread:
             parts += [f"{entry.curvature}: {SPREAD}", spread_table(entry, called)]
     parts += [entry.without_spread for entry in results if entry.without_spread]
@@ -60,18 +65,18 @@ def sizes(entry: LandscapeResult) -> str:
 
 
 def tail(name: str, most: int = NAME) -> str:
-    """A name, or its end where it is long."""
+    """A name, or the end of a long one."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def first_of_each(results: Sequence[LandscapeResult]) -> list[LandscapeResult]:
-    """The results of the first matrix at each checkpoint: what is no matter of matrices is in each of them."""
+    """The result of the first matrix at each checkpoint; parts that do not depend on the matrix are the same in all."""
     return list({entry.checkpoint: entry for entry in reversed(results)}.values())[::-1]
 
 
 def direction_table(entry: LandscapeResult, called: ShortNames) -> Any:
-    """The table of directions: eigenvalue, norm, slope, curvature, and where the prediction holds."""
-    reach = ["holds from", "to"] if any(line.holds for line in entry.lines) else []
+    """The table of directions: eigenvalue, norm, slope, curvature, and the range of t where the model is valid."""
+    reach = ["valid from", "to"] if any(line.holds for line in entry.lines) else []
     valued = ["λ ± residual"] if any(d.eigenvalue is not None for d in entry.directions) else []
     table = new_table("", *valued, "|d|", "slope g'd", "d'Ad", *reach)
     lines = {line.along: line for line in entry.lines}
@@ -80,14 +85,16 @@ def direction_table(entry: LandscapeResult, called: ShortNames) -> Any:
         table.add_row(
             called(d.name),
             *[value] * len(valued),
-            *map(cell, (d.norm, d.slope, d.curvature)),
+            cell(d.norm),
+            product_cell(d.slope, entry.gradient_norm * d.norm),
+            cell(d.curvature),
             *(range_cells(lines.get(d.name)) if reach else []),
         )
     return table
 
 
 def range_cells(line: Line | None) -> list[str]:
-    """The ends of the range in which the prediction holds."""
+    """The ends of the range in which the quadratic model is valid."""
     if line is None or line.holds is None:
         return ["", ""]
     holds, zero = line.holds, line.origin
@@ -99,7 +106,7 @@ def range_cells(line: Line | None) -> list[str]:
 
 
 def barriers(results: Sequence[LandscapeResult], called: ShortNames) -> list[Any]:
-    """The table of barriers on ways to other checkpoints, below what they are."""
+    """The table of barriers to other checkpoints, with its legend; nothing if there are none."""
     found = [(entry, line, line.barrier) for entry in first_of_each(results) for line in entry.lines if line.barrier]
     if not found:
         return []
@@ -122,7 +129,7 @@ def barriers(results: Sequence[LandscapeResult], called: ShortNames) -> list[Any
 
 
 def height(barrier: Barrier) -> str:
-    """The height of a barrier with its standard error; 0 where the loss is nowhere above the chord."""
+    """The height of a barrier with its standard error; 0 if the loss is nowhere above the straight line."""
     if not math.isfinite(barrier.height):
         return "-"
     error = math.nan if barrier.standard_error is None else barrier.standard_error
@@ -130,7 +137,7 @@ def height(barrier: Barrier) -> str:
 
 
 def marks(results: Sequence[LandscapeResult]) -> list[Any]:
-    """The tables of trajectories: where their checkpoints are, and how far from the plane."""
+    """The tables of trajectories: the places of their checkpoints, and their distances from the plane."""
     parts = []
     for entry in first_of_each(results):
         for plane in entry.planes:
@@ -140,7 +147,7 @@ def marks(results: Sequence[LandscapeResult]) -> list[Any]:
             order = f"by {path.counts}" if steps else "by name"
             parts.append(
                 f"{path.glob}, {order}: the plane captures {share(sum(path.shares))} of the squared distances from the "
-                f"checkpoint ({share(path.shares[0])} and {share(path.shares[1])}); distance: to the plane"
+                f"checkpoint ({share(path.shares[0])} and {share(path.shares[1])}); distance: from the plane"
             )
             table = new_table("", *[path.counts] * steps, "x", "y", "distance", "loss", "loss in plane")
             shown = plane.marks if len(plane.marks) <= MOST else [*plane.marks[: MOST - 2], None, plane.marks[-1]]
@@ -161,7 +168,7 @@ def share(value: float) -> str:
 
 
 def spread_table(entry: LandscapeResult, called: ShortNames) -> Any:
-    """The table of how curvature and slope spread over examples."""
+    """The table of the distributions of curvature and slope over examples."""
     table = new_table("", "mean ± s.e.", "s/n", "% < 0", "5 %", "median", "95 %", "slope s/n")
     for one in entry.spread or []:
         bend, slope = one.curvature, one.slope
@@ -178,14 +185,19 @@ def spread_table(entry: LandscapeResult, called: ShortNames) -> Any:
 
 
 def plane_line(entry: LandscapeResult, plane: Plane, called: ShortNames) -> str:
-    """The line on a plane, with what its figure does not tell."""
+    """The line on a plane: the cosine of its two directions and the lowest loss."""
     losses = plane.loss[np.isfinite(plane.loss)]
     lowest = f"{losses.min():.4g}" if losses.size else "none finite"
     first, second = map(called, plane.along)
-    made = ", second coordinate made orthogonal" if plane.orthogonal else ""
+    made = ", so the second is made orthogonal to the first" if plane.orthogonal else ""
     of = f"{called.file(entry.checkpoint)}, " if entry.checkpoint else ""
-    told = f"cosine {plane.cosine:.2g}{made}, lowest loss {lowest}"
-    return f"{of}{entry.curvature}, plane of {first} and {second}: {told}"
+    text = f"cosine of the two {product_cell(plane.cosine, 1.0)}{made}, lowest loss {lowest}"
+    return f"{of}{entry.curvature}, plane of {first} and {second}: {text}"
+
+
+def product_cell(value: float | None, scale: float) -> str:
+    """An inner product in three digits, `~0` if it is rounding; `scale` is the product of the two norms."""
+    return "~0" if value is not None and abs(value) <= ROUNDING * scale else cell(value)
 
 
 def cell(value: float | None) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 from spectra.quoting import readable
 from spectra.records.layers import Block, LayersResult
 from spectra.records.record import Record
-from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered, title
+from spectra.tables.results import cost_table, figure_lines, heading, new_table, remarks, rendered, title
 from spectra.wording import brief
 
 MOST = 40  # rows of a table
@@ -18,11 +18,12 @@ LONGEST = 24  # characters of a name
 SORTED = {"mass": "|u|²", "mean": "mean λ", "eigenvalue": "|leading λ|", "sensitivity": "saliency", "trace": "trace"}
 TRACES = (
     "± is the standard error of traces, shares and saliencies, and the residual |Au - λu| of eigenvalues λ. "
-    "mean λ is the trace over the number of parameters."
+    "mean λ is the trace divided by the number of parameters."
 )
 MEANING = (
     "u is the leading eigenvector of the full matrix. |u|²: its share in this block. cosine: between that share "
-    "and the block's own leading eigenvector. stable rank: of either, in the shape of the block's weight."
+    "and the block's own leading eigenvector. stable rank: of the block's own eigenvector and of u, each in the shape "
+    "of the block's weight."
 )
 
 
@@ -32,7 +33,7 @@ def layers_text(record: Record) -> str:
 
 
 def layers_parts(record: Record) -> list[str | Table]:
-    """Texts and tables: for each matrix the sums over its blocks and their eigenvectors, if any; then the cost."""
+    """Texts and tables: for each matrix the traces and leading eigenvectors of its blocks; then the cost."""
     parts: list[str | Table] = [heading(record.problem), TRACES]
     for entry in record.results:
         blocks, left_out = sorted_blocks(entry)
@@ -40,17 +41,15 @@ def layers_parts(record: Record) -> list[str | Table]:
         if any(block.leading for block in blocks):
             parts += [MEANING, eigenvector_table(blocks)]
         if left_out:
-            parts.append(f"and {left_out:,} more blocks, which --json and --out hold")
+            parts.append(f"and {left_out:,} more blocks, which --json shows and --out saves")
         if unproven := [block.name for block in entry.blocks if block.complete is False]:
-            parts.append(f"not proven with 99 % confidence that no eigenvalue was missed: {', '.join(unproven)}")
-    notes = new_table("", "products", "time (s)", "setup (s)", "converged")
-    for entry in record.results:
-        notes.add_row(entry.curvature, *cost_cells(entry))
-    return [*parts, notes, *remarks(record)]
+            names = ", ".join(unproven)
+            parts.append(f"a missed eigenvalue cannot be excluded with 99 % confidence in these blocks: {names}")
+    return [*parts, cost_table(record.results), *remarks(record)]
 
 
 def subject(record: Record, entry: LayersResult) -> str:
-    """The line on what the tables below it are of."""
+    """The heading of a matrix's tables: its trace, its leading eigenvalue, and the order of the blocks."""
     text = f"\n{title(record, entry)}, by {entry.by}: trace {cell(entry.trace, entry.standard_error)}"
     if entry.leading:
         text += f", leading eigenvalue {cell(*entry.leading)}"
@@ -63,7 +62,7 @@ def order(entry: LayersResult) -> str:
 
 
 def sorted_blocks(entry: LayersResult) -> tuple[list[Block], int]:
-    """The blocks that a table shows, in the order asked for, and how many it leaves out."""
+    """The blocks that a table shows, sorted, and the number of those that it leaves out."""
     blocks = entry.blocks
     if entry.sort != "order":
         blocks = sorted(blocks, key=lambda block: key(block, entry.sort), reverse=True)
@@ -71,7 +70,7 @@ def sorted_blocks(entry: LayersResult) -> tuple[list[Block], int]:
 
 
 def key(block: Block, sort: str) -> float:
-    """The number by which blocks are sorted; the lowest of all where a block has none."""
+    """The number by which a block is sorted; minus infinity if it is unknown."""
     value = (block.leading or [None])[0] if sort == "eigenvalue" else getattr(block, sort)
     if value is None or math.isnan(value):
         return -math.inf
@@ -79,19 +78,19 @@ def key(block: Block, sort: str) -> float:
 
 
 def trace_table(blocks: Sequence[Block], entry: LayersResult) -> Table:
-    """Traces, and mean eigenvalues or saliencies: all of it with long names would not fit a line."""
+    """The table of traces, with mean eigenvalues or saliencies: both would not fit a line of 80."""
     salient = entry.by == "channel" or entry.sort == "sensitivity"
-    table = new_table(entry.by, "parameters", "trace", "% of all", "saliency" if salient else "mean λ")
+    table = new_table(entry.by, "parameters", "trace", "% of trace", "saliency" if salient else "mean λ")
     for block in blocks:
         trace = cell(block.trace, block.standard_error)
         share = cell(block.share, block.share_error, scale=100)
-        last = cell(block.sensitivity, block.sensitivity_error) if salient else one(block.mean, ".2g")
+        last = cell(block.sensitivity, block.sensitivity_error) if salient else cell(block.mean, block.mean_error)
         table.add_row(shown(block.name), f"{block.parameters:,}", trace, share, last)
     return table
 
 
 def eigenvector_table(blocks: Sequence[Block]) -> Table:
-    """The blocks' leading eigenpairs beside the whole matrix's leading eigenvector u."""
+    """The table of the blocks' leading eigenpairs beside the leading eigenvector u of the full matrix."""
     table = new_table("", "leading λ", "|u|²", "cosine", "stable rank", "stable rank of u")
     for block in blocks:
         if block.leading is None:
@@ -104,19 +103,19 @@ def eigenvector_table(blocks: Sequence[Block]) -> Table:
 
 
 def cell(value: float | None, error: float | None, scale: float = 1.0) -> str:
-    """The value with its error, where there are any."""
+    """A value with its error, if that is known; empty for None."""
     if value is None:
         return ""
     return brief(scale * value + 0.0, math.nan if error is None else scale * error)  # no -0
 
 
 def one(value: float | None, form: str) -> str:
-    """A number in this format, or nothing."""
+    """A number in this format; empty for None."""
     return "" if value is None else format(value, form)
 
 
 def shown(name: str) -> str:
-    """A name that leaves room for numbers: `e.l.e11.s.out_proj`, of its first parts initials and numbers alone."""
+    """A name of at most `LONGEST` characters: its first parts are shortened to initials, as in `e.l.e11.s.out_proj`."""
     parts = name.split(".")
     for i, part in enumerate(parts[:-1]):
         if len(".".join(parts)) > LONGEST:

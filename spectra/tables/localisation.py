@@ -12,17 +12,20 @@ from spectra.tables.results import eig_parts as eigenvalue_parts
 from spectra.tables.results import new_table
 from spectra.wording import brief
 
-RULE = "localisation: sum of u_i^4, relative to that of a random vector; the layer with most of u"
-UNRESOLVED = "?: not known, as the eigenvalue is too close to its neighbours to tell their eigenvectors apart"
+RULE = (
+    "localisation of each eigenvector u: sum of u_i^4 relative to a random vector; the layer with the largest share of "
+    "|u|^2, and its share of the parameters"
+)
+UNRESOLVED = "?: unknown, as the eigenvalue is too close to its neighbours to separate their eigenvectors"
 
 
 def eig_parts(record: Record) -> list[Any]:
-    """All that is shown of eigenpairs: eigenvalues, cost and quality, and where the eigenvectors lie."""
+    """Texts and tables of `spectra eig`: eigenvalues, cost and quality, and the localisation of eigenvectors."""
     return [*eigenvalue_parts(record), *localisation_parts(record.results)]
 
 
 def localisation_parts(results: Sequence[EigResult]) -> list[Any]:
-    """A table a matrix: each eigenvector with its ratio, and of its main layer the share of |u|^2 and of parameters."""
+    """A table for each matrix: the localisation of its eigenvectors, and the layer that holds most of each."""
     told = [(r.curvature, held) for r in results if (held := r.localisation)]
     parts = [table_of(name, held) for name, held in told]
     unresolved = any("?" in cell for table in parts for column in table.columns for cell in column.cells)
@@ -30,7 +33,7 @@ def localisation_parts(results: Sequence[EigResult]) -> list[Any]:
 
 
 def table_of(name: str, held: Localisation) -> Any:
-    """The table of one matrix, without columns on layers where there is a single one."""
+    """The table of one matrix; the columns on layers are left out for a single layer."""
     layered = len(held.layers) > 1
     table = new_table(name, "sum u^4 / random", *(["% of |u|^2", "% of parameters", "layer"] if layered else []))
     for i, ratio in enumerate(held.inverse_participation):
@@ -44,5 +47,5 @@ def table_of(name: str, held: Localisation) -> Any:
 
 
 def cell(value: float, error: float) -> str:
-    """A number with the bound of its error, or with ? where there is none or the number is lost in it."""
+    """A number with the bound of its error, or with ? if the bound is not below the number."""
     return brief(value, error) if error < value else f"{value:.3g} ± ?"

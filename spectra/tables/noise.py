@@ -12,25 +12,26 @@ from spectra.tables.results import new_table
 from spectra.wording import brief, counted
 
 NOISE = (
-    "Simple is tr C / |g|², full is tr(AC) / g'Ag: noise over signal. C is the covariance of the gradients of single "
-    "examples."
+    "It is noise / signal: tr C / |g|² (simple) or tr(AC) / g'Ag (full), with C the covariance of the gradients of "
+    "single examples. ± is a standard error."
 )
 WORST = (
-    "The largest rise of the loss at a distance of rho or less. It is at least what SAM's first step and further ones "
-    "find; below a matrix is that of the quadratic model. Adaptive: the distance is the norm of the d_i / theta_i."
+    "The largest rise of the loss within distance rho. Gradient ascent, starting with the step of SAM, gives a lower "
+    "bound. The columns of matrices give the largest rise of the quadratic model. Adaptive: distance is the norm of "
+    "d_i / theta_i."
 )
 
 
 def noise_parts(point: StepPoint, results: Sequence[StepResult]) -> Iterator[Any]:
-    """Text and table of noise scales; nothing where they were left out."""
+    """Text and table of noise scales; nothing if they were not computed."""
     noise = point.noise
     if point.without_noise:
-        yield f"\nleft out: noise: {point.without_noise}"
+        yield f"\nnoise scale left out: {point.without_noise}"
     if noise is None:
         return
-    data = "all there are" if noise.population else "a sample"
+    data = "the whole population" if noise.population else "a sample"
     examples = counted(noise.examples, noise.unit)
-    yield f"\nNoise scale, in {noise.unit}s, of {examples} taken for {data}. {NOISE}"
+    yield f"\nNoise scale in {noise.unit}s, from {examples} treated as {data}. {NOISE}"
     table = new_table("", "noise scale", "95 %", "noise", "signal")
     rows = [("simple", noise.simple)]
     rows += [(f"full, {entry.curvature}", entry.full_noise) for entry in results if entry.full_noise]
@@ -41,7 +42,7 @@ def noise_parts(point: StepPoint, results: Sequence[StepResult]) -> Iterator[Any
         if scale.reason:
             yield f"{name}: {scale.reason}"
         if scale.without_sampling:
-            yield f"{name}: errors are those of random vectors alone: {scale.without_sampling}"
+            yield f"{name}: the error includes random vectors only, not the sample: {scale.without_sampling}"
     yield from (f"full, {entry.curvature}: {entry.without_full}" for entry in results if entry.without_full)
     if noise.note:
         yield noise.note
@@ -55,7 +56,7 @@ def value_cell(scale: NoiseScale) -> str:
 
 
 def interval_cell(scale: NoiseScale) -> str:
-    """The interval, as `62 to 110` or `at least 62`; a dash where no ratio is in it; empty where it is a point."""
+    """The interval, as `62 to 110` or `at least 62`; a dash if it is empty, and nothing if it is a point."""
     if scale.lower is None:
         return "-"
     if cell(scale.lower) == cell(scale.upper):
@@ -69,7 +70,7 @@ def number_cells(scale: NoiseScale) -> tuple[str, str]:
 
 
 def worst_parts(point: StepPoint, results: Sequence[StepResult]) -> Iterator[Any]:
-    """Text and table of the worst case in balls; nothing where it was left out."""
+    """Text and table of the worst case in balls; nothing if it was not computed."""
     if not point.worst:
         return
     matrices = [entry for entry in results if entry.balls]

@@ -1,4 +1,4 @@
-"""Tables of 80 columns on the outliers and the class structure of a spectrum, and all that `spectra density` shows."""
+"""Tables of 80 columns on the outliers and the class structure of a spectrum, and the parts of `spectra density`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from spectra.tables.results import new_table
 from spectra.tables.summaries import damped_table, summary_table
 
 RULE = (
-    "outliers: eigenvalues outside the bulk; gap/span: the gap at their edge, over the span of the next "
-    f"{DEPTH} eigenvalues inside"
+    "Outliers: number of eigenvalues above and below the bulk. Edge: the outermost value of the bulk. gap/span: the "
+    f"gap at the edge, relative to the span of the next {DEPTH} eigenvalues inside."
+)
+INSIDE = (
+    "Shares of the GGN's trace and eigenvalues from class means, cross-class means and within classes. Inside: |Pu|² "
+    "of the eigenvector u in the span of the class means, and of both kinds of means (Papyan 2020)."
 )
 
 
 def outlier_table(results: Sequence[DensityResult | CompareResult]) -> list[Any]:
-    """Both ends of every matrix, and how their numbers compare with that of classes."""
+    """The table of outliers at both ends of each spectrum, and lines that compare their number with that of classes."""
     told = [(r.curvature, r.outliers) for r in results if r.outliers]
     table = new_table("", "above", "edge", "gap/span", "below", "edge", "gap/span")
     for name, found in told:
@@ -30,7 +34,7 @@ def outlier_table(results: Sequence[DensityResult | CompareResult]) -> list[Any]
         + (
             ""
             if found.above.ratio is None or found.above.ratio > CLEAR
-            else f"; not clear, as the gap is below {CLEAR:g} spans"
+            else f"; uncertain, as gap/span is below {CLEAR:g}"
         )
         for name, found in told
         if (classes := found.classes) and (count := found.above.count)
@@ -39,7 +43,7 @@ def outlier_table(results: Sequence[DensityResult | CompareResult]) -> list[Any]
 
 
 def beside_classes(count: int, classes: int) -> str:
-    """A number of outliers against those that theory has for C classes: `that is C - 1`, `between C and C (C - 1)`."""
+    """A number of outliers compared with theory for C classes: `that is C - 1`, `between C and C (C - 1)`."""
     names = {classes**2: "C^2", classes * (classes - 1): "C (C - 1)", classes: "C", classes - 1: "C - 1"}
     if count in names:
         return f"that is {names[count]}"
@@ -51,13 +55,13 @@ def beside_classes(count: int, classes: int) -> str:
 
 
 def density_parts(record: Record) -> list[Any]:
-    """All that is shown of densities: distributions, outliers, summaries, and what a damping makes of them."""
+    """Texts and tables of `spectra density`: distributions, outliers, summaries, and numbers of the damped matrix."""
     results = record.results
     return distribution_parts(record, *outlier_table(results), *summary_table(results), *damped_table(results))
 
 
 def end_cells(end: End) -> list[str]:
-    """The cells on one end of a spectrum."""
+    """The cells for one end of a spectrum."""
     ratio = end.ratio
     return [
         f"{end.count}" + (f" ± {end.count_error:.1g}" if end.count_error else ""),
@@ -67,7 +71,7 @@ def end_cells(end: End) -> list[str]:
 
 
 def class_table(found: ClassStructure) -> list[Any]:
-    """The table of how much of the trace and of each leading eigenvalue of the GGN comes from class means."""
+    """The table of the shares of the GGN's trace and leading eigenvalues that come from class means."""
     table = new_table("ggn", "eigenvalue", "class", "cross-class", "within", "inside class", "inside both")
     total, levels = found.trace, (found.class_trace, found.cross_trace, found.within_trace)
     shares = [100 * level / total if total else 0.0 for level in levels]
@@ -75,11 +79,7 @@ def class_table(found: ClassStructure) -> list[Any]:
     for i, (value, parts, overlaps) in enumerate(
         zip(found.eigenvalues, found.attribution, found.overlaps, strict=True)
     ):
-        percent = ["" if math.isnan(part) else f"{100 * part:.0f} %" for part in parts]  # of zero there are no parts
+        percent = ["" if math.isnan(part) else f"{100 * part:.0f} %" for part in parts]  # nan for an eigenvalue of zero
         inside = ["" if math.isnan(overlap) else f"{overlap:.2f}" for overlap in overlaps]
         table.add_row(str(i + 1), f"{value:.4g}", *percent, *inside)
-    note = (
-        "shares that come from class means, cross-class means and within classes; inside: |Pu|² in the span of the "
-        "means (Papyan 2020)"
-    )
-    return ["", note, table]
+    return ["", INSIDE, table]

@@ -1,4 +1,4 @@
-"""What tables say of a preconditioner: whose P it is, and how near eigenvalues are to the threshold of stability."""
+"""Lines on a preconditioner P: where it comes from, and the largest eigenvalue over the threshold of stability."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from spectra.records.record import Record
 from spectra.wording import brief
 
 GIVEN = "given in Python"  # behind the type of an object, in records
-FROM_THE_TOP = ("LM", "LA", "BE")  # eigenvalues of eig among which the largest is
+FROM_THE_TOP = ("LM", "LA", "BE")  # choices of eig that include the largest eigenvalue
 
 
 def precondition_line(found: PreconditionRecord) -> str:
-    """The line on which matrices stand below it, and where P comes from."""
+    """The line that says that the matrices are preconditioned, and where P comes from."""
     sign = "-" if found.get("maximize") else ""
     decay = " + weight decay" if found.get("decay") else ""
     where = "the checkpoint" if found.spec.partition("?")[0] == "optimizer" else quoted(found.spec)
@@ -29,7 +29,7 @@ def precondition_line(found: PreconditionRecord) -> str:
     if found.get("rate") is not None:
         told.append(f"eta {found.rate:g}")
     elif found.get("optimizer"):
-        told.append("P/eta in place of P, as learning rates differ")
+        told.append("P/eta in place of P, as learning rates differ between parameters")
     behind = f" ({', '.join(told)})" if told else ""
     return f"preconditioned: {sign}P^-1/2 A P^-1/2{decay} for each matrix A, {whose}{behind}"
 
@@ -50,11 +50,11 @@ def threshold_lines(record: Record) -> Iterator[str]:
             what, value, error = largest
             yield f"{entry.curvature}: {what} {brief(value / limit, error / limit)} times the threshold"
     if found.get("decay") and (names := [e.curvature for e in record.results if e.curvature.startswith(OF_GRADIENTS)]):
-        yield f"{', '.join(names)}: made of products of gradients, to which weight decay is not added"
+        yield f"{', '.join(names)}: weight decay is not added to products of gradients"
 
 
 def threshold_text(found: PreconditionRecord) -> str:
-    """The threshold with what it is of: `38000 (AdamW, eta 0.001)`."""
+    """The threshold with its optimizer and learning rate, as `38000 (AdamW, eta 0.001)`."""
     rate = "without eta" if found.get("rate") is None else f"eta {found.rate:g}"
     ends = dict.fromkeys(
         number(end) for end in (found.get("threshold"), found.get("threshold_upper")) if end is not None
@@ -63,7 +63,7 @@ def threshold_text(found: PreconditionRecord) -> str:
 
 
 def largest_of(record: Record, entry: Any) -> tuple[str, float, float] | None:
-    """The words before the largest eigenvalue known, itself, and its residual; nan for a node, which is a bound."""
+    """The largest known eigenvalue: words that introduce it, its value, and its residual (nan for a lower bound)."""
     values = getattr(entry, "values", None)
     if record.command == "density":
         held = entry.nodes[entry.weights != 0]

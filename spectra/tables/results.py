@@ -1,4 +1,4 @@
-"""Tables of 80 columns from records of eigenvalues and traces, and what all tables share."""
+"""Tables of 80 columns for eigenvalues, traces and densities, and the functions that all tables share."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from spectra.tables.precondition import precondition_line, threshold_lines
 from spectra.wording import counted, with_error
 
 WIDTH = 80
-FIRST = 60  # characters of a name that leave room for the numbers behind it
-NOISE_IN = {  # where the noise of products of lower precision is, by command
+FIRST = 60  # characters of a name in a first column, which leave room for numbers
+NOISE_IN = {  # by command: how the noise of products of lower precision affects the result
     "eig": "eigenvalues and residuals are computed with products in ieee, and `complete` allows for the noise",
     "trace": "the trace is corrected with products in ieee, and its standard error includes what remains",
     "density": "eigenvalues may have this error, and shares allow for it",
     "layers": "traces are corrected with products in ieee; eigenvalues and spectra are computed with such products",
 }
-EXACT = ("gram", "dense")  # methods of densities that have every eigenvalue
-SAMPLED = "eigenvalue ± standard error of the sample that the matrix is from"
-MEASURED_IN = {  # where the error of finite differences is, by command
+EXACT = ("gram", "dense")  # methods of densities that compute every eigenvalue
+SAMPLED = "eigenvalue ± standard error from the sample that the matrix is estimated from"
+MEASURED_IN = {  # by command: how the error of finite differences affects the result
     "eig": "residuals are computed with {}",
     "trace": "the standard error includes it",
     "density": "eigenvalues may have this error, and shares allow for it",
@@ -48,11 +48,11 @@ UNPROVEN = (
 
 
 def eig_parts(record: Record) -> list[str | Table]:
-    """Eigenvalues of all matrices side by side; below them cost and quality."""
+    """Texts and tables: the eigenvalues of all matrices side by side; below them cost and quality."""
     results: list[EigResult] = record.results
-    single = any(r.spread is not None for r in results)  # of single examples
+    single = any(r.spread is not None for r in results)  # matrices of single examples
     tables = []
-    meaning = "eigenvalue ± residual |Au - λu|: a true eigenvalue lies within, but for rounding"
+    meaning = "eigenvalue ± residual |Au - λu|: up to rounding, a true eigenvalue lies in this interval"
     exact = all(r.exact for r in results)
     if not exact:
         meaning = "eigenvalue ± residual |Au - λu| of the matrix, which is itself an estimate"
@@ -77,7 +77,7 @@ def eig_parts(record: Record) -> list[str | Table]:
 
 
 def sampling_table(results: list[EigResult]) -> Table:
-    """Eigenvalues with the standard errors of the samples that their matrices are estimates from."""
+    """The table of eigenvalues with standard errors, for matrices that are estimated from samples."""
     table = new_table("", *[r.curvature for r in results])
     for i in range(max(len(r.values) for r in results)):
         table.add_row(str(i + 1), *[sampled_cell(r, i) for r in results])
@@ -85,13 +85,13 @@ def sampling_table(results: list[EigResult]) -> Table:
 
 
 def sampled_cell(result: EigResult, i: int) -> str:
-    """Eigenvalue i with the standard error of its sample, or nothing."""
+    """Eigenvalue i with its standard error from the sample; empty if it is unknown."""
     errors = result.sampling_errors
     return with_error(result.values[i], errors[i], most=6) if errors is not None and i < len(errors) else ""
 
 
 def percentage(share: Share | None) -> str:
-    """`26 (13-69)`, in per cent."""
+    """A share with its interval in per cent, as `26 (13-69)`."""
     if share is None:
         return ""
     value, lower, upper = (100 * number for number in (share.value, share.lower, share.upper))
@@ -99,13 +99,13 @@ def percentage(share: Share | None) -> str:
 
 
 def eigenvalue_rows(results: Sequence[EigResult]) -> Iterator[list[str]]:
-    """One row an eigenvalue: that of each matrix with its residual."""
+    """One row for each rank: the eigenvalue of each matrix with its residual."""
     for i in range(max(len(r.values) for r in results)):
         yield [eigenvalue_cell(r, i) for r in results]
 
 
 def eigenvalue_cell(result: EigResult, i: int) -> str:
-    """Eigenvalue i with its residual, or nothing."""
+    """Eigenvalue i with its residual; empty if there is none."""
     return with_error(result.values[i], result.residuals[i]) if i < len(result.values) else ""
 
 
@@ -116,12 +116,11 @@ def trace_text(record: Record) -> str:
 
 def trace_parts(record: Record) -> list[str | Table]:
     """Texts and tables of the record of `trace`."""
-    if any(r.spread is not None for r in record.results):  # of single examples
-        table, costs = new_table("", "trace", "spread"), new_table("", "products", "time (s)", "setup (s)", "converged")
+    if any(r.spread is not None for r in record.results):  # matrices of single examples
+        table = new_table("", "trace", "spread")
         for r in record.results:
             table.add_row(r.curvature, *trace_cells(r))
-            costs.add_row(r.curvature, *cost_cells(r))
-        return [heading(record.problem), TRACES, table, costs, *remarks(record)]
+        return [heading(record.problem), TRACES, table, cost_table(record.results), *remarks(record)]
     table = new_table(corner(record), "trace", "products", "time (s)", "setup (s)", "converged")
     for r in record.results:
         table.add_row(r.curvature, with_error(r.trace, r.standard_error), *cost_cells(r))
@@ -129,8 +128,8 @@ def trace_parts(record: Record) -> list[str | Table]:
 
 
 def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
-    """The distribution of each matrix; below it `more`, of the same measures."""
-    table = new_table(corner(record), "min", "max", "mean", "% < 0", "products")
+    """Texts and tables: a summary of each spectrum, and below it the parts `more`."""
+    table = new_table(corner(record), "min", "max", "mean", "% < 0", "products", "time (s)")
     for r in record.results:
         held = r.nodes[r.weights != 0]
         means = (r.weights * r.nodes).sum(1)
@@ -140,18 +139,21 @@ def density_parts(record: Record, *more: str | Table) -> list[str | Table]:
             f"{held.max():.3g}",
             with_error(means.mean(), standard_error(means), most=4, digits=1),
             percentage(r.negative),
-            products_cell(r),
+            *cost_cells(r)[:2],
         )
     probes = max(len(r.nodes) for r in record.results)
     figure = record.results[0].figure or "no figure"
-    sampled = f"mean ± standard error over {counted(probes, 'probe')}; % < 0 (95 %)"
+    sampled = (
+        f"mean ± standard error over {counted(probes, 'probe')}; % < 0: share of negative eigenvalues, with 95 % "
+        "interval; min, max: extremes found"
+    )
     exact = all(r.method in EXACT for r in record.results)
     note = f"{figure}: {'mean, and % < 0, of all eigenvalues' if exact else sampled}"
     return [heading(record.problem), note, table, *more, *remarks(record)]
 
 
 def heading(problem: ProblemRecord) -> str:
-    """The line on what was looked at, and its loss; of operators what each is."""
+    """The first line of tables: checkpoint, data, sizes and loss; for operators a description of each."""
     if problem.operators:
         return "; ".join(f"{quoted(one.spec)}: {quoted(one.described())}" for one in problem.operators)
     model, checkpoint, data, loss = map(quoted, (problem.model, problem.checkpoint, problem.data, problem.loss))
@@ -172,17 +174,17 @@ def heading(problem: ProblemRecord) -> str:
 
 
 def corner(record: Record) -> str:
-    """The head of a column of names of matrices, empty where they are as they are named."""
+    """The heading of the column of matrices, empty unless they are preconditioned."""
     return "preconditioned" if record.problem.get("precondition") else ""
 
 
 def title(record: Record, entry: Entry) -> str:
-    """The name of a matrix at the head of its numbers."""
+    """The name of a matrix as the heading of its numbers."""
     return titled(entry.curvature, record.problem.get("precondition"))
 
 
 def remarks(record: Record) -> list[str]:
-    """The lines below the tables on what a reader of the numbers has to know besides."""
+    """The lines below the tables: thresholds, errors, and other notes on the numbers."""
     lines = [*threshold_lines(record)]
     lines += [
         f"{r.curvature}: {counted(r.projected_out, 'eigenpair')} of {r.projected_from} projected out"
@@ -225,7 +227,7 @@ def remarks(record: Record) -> list[str]:
 
 
 def rows_of_kernel(problem: ProblemRecord) -> str:
-    """The examples that a kernel is over: inputs, where each has several targets, of which the loss is the mean."""
+    """The rows of a kernel in words: examples, or inputs if each has several targets."""
     inputs, targets = problem.samples or 0, problem.examples
     if inputs == targets:
         return counted(inputs, "example")
@@ -233,7 +235,7 @@ def rows_of_kernel(problem: ProblemRecord) -> str:
 
 
 def difference_line(command: str, result: Entry) -> str:
-    """The line on how far off products by finite differences are, and where that is in the numbers."""
+    """The line on the error of products by finite differences, and how it affects the numbers."""
     how = result.finite_difference
     assert how
     others = "differences with a longer step" if how.estimated else "exact products"
@@ -250,8 +252,16 @@ def figure_lines(record: Record) -> list[str]:
     return ["", *[quoted(path, None) for path in record.figures]] if record.figures else []
 
 
+def cost_table(results: Sequence[Entry]) -> Table:
+    """The table of the cost of each result, and whether it converged."""
+    table = new_table("", "products", "time (s)", "setup (s)", "converged")
+    for r in results:
+        table.add_row(r.curvature, *cost_cells(r))
+    return table
+
+
 def cost_cells(result: Entry) -> list[str]:
-    """The cells on what a result cost and whether it converged."""
+    """The cells on the cost of a result, and whether it converged."""
     return [
         products_cell(result),
         f"{result.seconds:.2f}",
@@ -261,7 +271,7 @@ def cost_cells(result: Entry) -> list[str]:
 
 
 def products_cell(result: Entry) -> str:
-    """`57`, `57 (12 ieee)` where the others are of lower precision, `57 (12 exact)` where they are differences."""
+    """The number of products, as `57`, or `57 (12 ieee)` or `57 (12 exact)` if the others are less exact."""
     if result.noise_norm is None:
         return str(result.products)
     how = result.finite_difference
@@ -275,19 +285,19 @@ def standard_error(samples: np.ndarray) -> float:
 
 
 def new_table(*columns: str) -> Table:
-    """An empty table with these columns, numbers to the right."""
+    """An empty table with these columns; all but the first are aligned to the right, for numbers."""
     table = Quoted(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     for i, column in enumerate(columns):
         table.add_column(
             quoted(column), justify="right" if i else "left", no_wrap=not i, overflow="fold"
-        )  # wraps, uncut
+        )  # long cells wrap
     return table
 
 
 def fitting(table: Table, console: Console) -> list[Table]:
-    """The table; where its lines are too long, tables of as many of its columns as fit, behind the first one each.
+    """The table, or several of its columns that each fit the console if it is too wide; each repeats the first column.
 
-    Where one column is too wide for that, or has words, on the left, the table stays whole and its cells wrap.
+    If a single column is too wide, or has words (aligned to the left), the table stays whole and its cells wrap.
     """
     first, *others = table.columns
     if width_of(table, console) <= console.width or any(column.justify == "left" for column in others):
@@ -308,7 +318,7 @@ def width_of(table: Table, console: Console) -> int:
 
 
 def with_columns(table: Table, columns: Sequence[Column], empty: bool = True) -> Table:
-    """A table of some columns of another. Without `empty`, rows are left out that hold nothing but the first cell."""
+    """A table with some columns of another; without `empty`, rows with nothing but a first cell are left out."""
     part = Table(box=table.box, pad_edge=table.pad_edge, padding=table.padding)
     for column in columns:
         part.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap, overflow=column.overflow)
@@ -319,7 +329,7 @@ def with_columns(table: Table, columns: Sequence[Column], empty: bool = True) ->
 
 
 class Quoted(Table):
-    """A table whose cells may hold what others call things."""
+    """A table that escapes and shortens its cells, which may hold names from files."""
 
     def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
         quoted_cells = [quoted(cell, NAME if i else FIRST) for i, cell in enumerate(cells)]
@@ -327,7 +337,7 @@ class Quoted(Table):
 
 
 def rendered(*parts: str | Table) -> str:
-    """Parts one below the other, without trailing spaces."""
+    """Texts and tables as one text of 80 columns, one part below the other."""
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False)
     for part in parts:

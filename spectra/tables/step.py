@@ -10,14 +10,14 @@ from spectra.records.record import Record
 from spectra.records.step import StepAlong, StepDirection, StepFound, StepPoint, StepResult
 from spectra.tables.landscape import cell, tail
 from spectra.tables.noise import noise_parts, worst_parts
-from spectra.tables.results import cost_cells, figure_lines, heading, new_table, remarks, rendered
+from spectra.tables.results import cost_table, figure_lines, heading, new_table, remarks, rendered
 from spectra.wording import brief, with_error
 
-NOTHING_KNOWN = 99.0  # per cent between bounds, as where eigenvectors are not converged
-MOST_LAYERS, MOST_NAME = 12, 16  # layers of which the table tells; characters of the name of a direction
+NOTHING_KNOWN = 99.0  # per cent between bounds, for example of eigenvectors that are not converged
+MOST_LAYERS, MOST_NAME = 12, 16  # rows of the table of layers; characters of the name of a direction
 ALONG = (
-    "cos is the cosine between d and -g. The loss is lowest at the best t, and back at its value at t = 0 at the "
-    "critical t."
+    "cos is the cosine between d and -g. The loss is lowest at the best t. At the critical t it is back at its value "
+    "at t = 0."
 )
 UNITS = {
     "gradient": "t is a learning rate",
@@ -25,15 +25,15 @@ UNITS = {
     "update": "t = 1 is the optimizer's step",
     "checkpoint": "t = 1 is the other checkpoint",
 }
-WITHIN = "Within layers is the part of d'Ad in per cent that the layers' own diagonal blocks make."
-OF_LOSS = "The best t is where the quadratic model of the loss is lowest, -g'd / d'Ad."
+WITHIN = "Within layers: the percentage of d'Ad from the layers' own diagonal blocks."
+OF_LOSS = "Here the best t is where the quadratic model of the loss is lowest, -g'd / d'Ad."
 SHARES = (
-    "Share of |d|² in the {} leading eigenvectors, in per cent, with bounds; the rest is in the bulk. By chance it is "
-    "{:.2g} %."
+    "Share of |d|² in the {} leading eigenvectors in per cent, with bounds in parentheses. A random direction would "
+    "have {:.2g} %."
 )
 LAYERS = (
-    "Layers along {}, {}: per cent of |d|² and of d'Ad. Own is d_l'A_ll d_l, by the layer's own block; whole is "
-    "d_l'(A d)_l, which has the terms between layers too."
+    "Shares of the layers l along {} for {}, in per cent: of |d|², and of d'Ad by the layer's own block (own, "
+    "d_l'A_ll d_l) or with the terms between layers (whole, d_l'(A d)_l)."
 )
 
 
@@ -43,9 +43,9 @@ def step_text(record: Record) -> str:
 
 
 def step_parts(record: Record) -> list[Any]:
-    """Texts and tables: the loss along each direction, then for each matrix its curvature and shares; then the cost."""
+    """Texts and tables: the loss along each direction, the curvature and shares for each matrix, noise and the cost."""
     point, results = record.point, record.results
-    assert point  # of every record of this command
+    assert point  # every record of this command has it
     called = {name: tail(short, MOST_NAME) for name, short in point.called().items()}
     parts = [heading(record.problem), sizes(point, called)]
     parts += [f"\nLoss at theta + t d along each direction d. {units(point.directions)}. {ALONG}"]
@@ -69,7 +69,7 @@ def sizes(point: StepPoint, called: Mapping[str, str]) -> str:
 
 
 def units(directions: Sequence[StepDirection]) -> str:
-    """What t is along each direction, in words."""
+    """The meaning of t along each direction, in words."""
     by_unit: dict[str, list[str]] = {}
     for kind in dict.fromkeys(d.kind for d in directions):
         by_unit.setdefault(UNITS[kind], []).append(kind)
@@ -87,7 +87,7 @@ def line_table(point: StepPoint, called: Mapping[str, str]) -> Any:
 
 
 def at_one(point: StepPoint, called: Mapping[str, str]) -> Iterator[str]:
-    """The line on the losses at t = 1, of directions of which that is a point of its own."""
+    """The line on the losses at t = 1, for directions where that is a point of interest."""
     losses = [f"{called[d.name]} {d.loss_at_one:.5g}" for d in point.directions if d.loss_at_one is not None]
     if losses:
         yield f"loss at t = 1: {', '.join(losses)}"
@@ -101,7 +101,7 @@ def step_cell(found: StepFound) -> str:
 
 
 def reasons(point: StepPoint, called: Mapping[str, str]) -> Iterator[str]:
-    """Lines on steps and directions that there are not."""
+    """Lines on why steps are missing and directions are left out."""
     for d in point.directions:
         for what, found in (("best", d.best), ("critical", d.critical)):
             if found.reason and not (what == "critical" and found.reason == d.best.reason):
@@ -110,7 +110,7 @@ def reasons(point: StepPoint, called: Mapping[str, str]) -> Iterator[str]:
 
 
 def far(d: StepDirection, found: StepFound) -> str:
-    """How far was looked, where that is why there is no step."""
+    """The range that was searched, if it is the reason why there is no step."""
     return f" (t up to {d.searched:.3g})" if "range" in (found.reason or "") else ""
 
 
@@ -127,7 +127,7 @@ def matrix_table(entry: StepResult, called: Mapping[str, str]) -> Any:
 
 
 def share_parts(results: Sequence[StepResult], called: Mapping[str, str]) -> list[Any]:
-    """Text and table of the shares in leading eigenvectors of each matrix; nothing where there are none."""
+    """Text and table of the shares in leading eigenvectors of each matrix; nothing if they were not computed."""
     held = [entry for entry in results if entry.k]
     if not held:
         return []
@@ -140,7 +140,7 @@ def share_parts(results: Sequence[StepResult], called: Mapping[str, str]) -> lis
 
 
 def within_cell(one: StepAlong) -> str:
-    """The part of the curvature within layers, in per cent; a dash where it is not known, or the whole is rounding."""
+    """The part of the curvature within layers, in per cent; a dash if it is unknown or the curvature is rounding."""
     if one.within is None or one.split_error is None or abs(one.curvature) <= one.curvature_error:
         return "-"
     whole = abs(one.curvature)
@@ -149,7 +149,7 @@ def within_cell(one: StepAlong) -> str:
 
 
 def share_cell(one: StepAlong) -> str:
-    """`63.2 (62.9 to 63.5)`, the share in all the leading eigenvectors in per cent, with its bounds; or a dash."""
+    """The share in all leading eigenvectors in per cent with its bounds, as `63.2 (62.9 to 63.5)`; or a dash."""
     if not len(one.share):
         return "-"
     share, lower, upper = (100 * float(values[-1]) for values in (one.share, one.share_lower, one.share_upper))
@@ -159,22 +159,14 @@ def share_cell(one: StepAlong) -> str:
 
 
 def has_layers(entry: StepResult) -> bool:
-    """Whether there is a split over several layers to be told of."""
+    """Whether the curvature is known for each of several layers."""
     return any(len(one.layers) > 1 and one.within is not None and one.curvature for one in entry.along)
 
 
 def layer_table(one: StepAlong) -> Any:
-    """The table of layers, those of the largest shares."""
+    """The table of the layers with the largest shares."""
     table = new_table("", "|d_l|² %", "own %", "whole %")
     for layer in sorted(one.layers, key=lambda layer: -layer.share)[:MOST_LAYERS]:
         parts = (f"{100 * part / one.curvature:.3g}" if part is not None else "-" for part in (layer.own, layer.part))
         table.add_row(layer.name, f"{100 * layer.share:.3g}", *parts)
-    return table
-
-
-def cost_table(results: Sequence[StepResult]) -> Any:
-    """The table of costs."""
-    table = new_table("", "products", "time (s)", "setup (s)", "converged")
-    for entry in results:
-        table.add_row(entry.curvature, *cost_cells(entry))
     return table

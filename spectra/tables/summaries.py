@@ -1,4 +1,4 @@
-"""Tables of 80 columns on what a density tells of a spectrum as a whole, and of the damped matrix."""
+"""Tables of 80 columns that summarise a spectrum and the damped matrix, from a density."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from spectra.records.summaries import MarchenkoPastur, PowerLaw, Summaries, Summ
 from spectra.tables.results import new_table
 from spectra.wording import brief, with_error
 
-RULE = "tr A / λ1, tr A² / λ1², (tr A)² / tr A², exp(entropy); ± standard error plus quadrature error"
+RULE = (
+    "Effective rank: tr A / λ1. Stable rank: tr A² / λ1². Participation ratio: (tr A)² / tr A². Entropy rank: "
+    "exp(entropy). ± is the standard error plus the quadrature error."
+)
 RANKS = ("effective_rank", "stable_rank", "participation_ratio", "entropy_rank")
 NAMES = {name: name.replace("_", " ") for name in (*RANKS, "outlier_share", "power_law")} | {
     "marchenko_pastur": "Marchenko-Pastur"
@@ -18,7 +21,7 @@ NAMES = {name: name.replace("_", " ") for name in (*RANKS, "outlier_share", "pow
 
 
 def summary_table(results: Sequence[DensityResult]) -> list[Any]:
-    """Ranks and the outliers' share of the trace; the laws that fit; and why a number is not there."""
+    """The table of ranks, with lines on the outliers' share of the trace, on fitted laws, and on what is left out."""
     told = [(r.curvature, r.summaries) for r in results if r.summaries]
     if not told:
         return []
@@ -30,7 +33,7 @@ def summary_table(results: Sequence[DensityResult]) -> list[Any]:
 
 
 def cell(number: Summary | None, scale: float = 1) -> str:
-    """A number with the sum of its errors; without one of them where that is not known."""
+    """A number with the sum of its errors, or with ? if one of them is unknown."""
     if number is None:
         return "-"
     if number.quadrature_error is None:
@@ -39,30 +42,30 @@ def cell(number: Summary | None, scale: float = 1) -> str:
 
 
 def shares(found: Summaries) -> list[str]:
-    """The line on the trace that outliers hold, where there are any."""
+    """The line on the outliers' share of the trace, if there are any."""
     share = found.outlier_share
-    return [f"outliers above the bulk hold {cell(share, 100)} % of the trace"] if share and share.value else []
+    return [f"outliers above the bulk make up {cell(share, 100)} % of the trace"] if share and share.value else []
 
 
 def laws(found: Summaries) -> list[str]:
-    """The lines on a power law of the leading eigenvalues, and on the law of Marchenko and Pastur."""
+    """The lines on the fits of a power law to the leading eigenvalues, and of the Marchenko-Pastur law to the bulk."""
     lines = [power_law_line(found.power_law)] if found.power_law else []
     return [*lines, marchenko_pastur_line(found.marchenko_pastur)] if found.marchenko_pastur else lines
 
 
 def power_law_line(law: PowerLaw) -> str:
-    """What the fit of a power law has come to, and its tests."""
+    """The line on the fit of a power law, and its tests."""
     others = [one.name for one in law.alternatives if one.p_value >= 0.1]
     verdict = (
         "rejected" if law.rejected else f"not distinguishable from {' or '.join(others)}" if others else "fits best"
     )
-    fitted = f"exponent {brief(law.exponent, law.standard_error)} from {law.smallest:.2g} on"
+    fitted = f"exponent {brief(law.exponent, law.standard_error)} for eigenvalues from {law.smallest:.2g} up"
     numbers = f"{law.count} of {law.of} leading eigenvalues, KS {law.distance:.2f}, p = {law.p_value:.2f}"
     return f"power law {verdict}: {fitted} ({numbers})"
 
 
 def marchenko_pastur_line(law: MarchenkoPastur) -> str:
-    """Whether the bulk follows the law of Marchenko and Pastur, and its edge if so."""
+    """The line on whether the Marchenko-Pastur law fits the bulk, and on its edge if so."""
     distance = f"distance {law.distance:.2f}, resolution {law.resolution:.2f}"
     if law.fits is None:
         return f"Marchenko-Pastur not tested: too few probes or steps ({distance})"
@@ -73,16 +76,16 @@ def marchenko_pastur_line(law: MarchenkoPastur) -> str:
 
 
 def reasons(found: Summaries) -> list[str]:
-    """The lines on what is left out, one a reason."""
+    """The lines on numbers that are left out, one for each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, words in NAMES.items():
         if reason := found.left_out.get(name):
             by_reason.setdefault(reason, []).append(words)
-    return [f"no {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    return [f"{', '.join(names)} left out: {reason}" for reason, names in by_reason.items()]
 
 
 def damped_table(results: Sequence[DensityResult]) -> list[Any]:
-    """Effective dimension, condition number and log-determinant, where a damping was given."""
+    """The tables of effective dimension, condition number and log-determinant, if a damping was given."""
     told = [r for r in results if r.damping is not None]
     if not told:
         return []
@@ -99,12 +102,12 @@ def damped_table(results: Sequence[DensityResult]) -> list[Any]:
         if r.effective_dimension is None
     ]
     lines += [
-        f"{r.curvature}: no log-determinant: {reason}"
+        f"{r.curvature}: log-determinant left out: {reason}"
         for r in told
         if r.effective_dimension and r.summaries and (reason := r.summaries.left_out.get("log_determinant"))
     ]
     tables = [table, determinants] if determinants.rows else [table]
-    return ["", f"of A + {told[0].damping:g} I; ± standard error", *tables, *lines]
+    return ["", f"For A + {told[0].damping:g} I; ± is the standard error.", *tables, *lines]
 
 
 def damped_cells(r: DensityResult) -> list[str]:
@@ -118,5 +121,5 @@ def damped_cells(r: DensityResult) -> list[str]:
 
 
 def quadrature_cell(error: float | None) -> str:
-    """The error of a quadrature, which for some matrices is not known."""
+    """The error of a quadrature; `unknown` for None."""
     return "unknown" if error is None else f"{error:.1g}"

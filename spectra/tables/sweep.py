@@ -1,4 +1,4 @@
-"""Text of 80 columns on the tasks of a sweep and what they will cost."""
+"""Text of 80 columns on the tasks of a sweep and their expected cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 12  # tasks in a list
 
 
 def counts(states: Iterable[str]) -> str:
-    """`36 tasks: 20 finished, 4 running, 12 waiting`."""
+    """The number of tasks in each state, as `36 tasks: 20 finished, 4 running, 12 waiting`."""
     count = Counter(states)
     parts = [f"{count[state]} {state}" for state in STATES if count[state]]
     return f"{count.total()} task{'s' * (count.total() != 1)}: {', '.join(parts)}"
@@ -42,19 +42,19 @@ def running(tasks: Sequence[TaskStatus]) -> list[str]:
 
 
 def trouble(task: TaskStatus) -> list[str]:
-    """The lines on what became of a task, and the last ones of its log."""
+    """The lines on a task that did not finish: its state, the reason, and the last lines of its log."""
     head = f"{task.name} {task.state}: {task.reason}" + (f" ({task.log})" if task.log else "")
     return [quoted(head, LINE), *(f"    {quoted(line, LINE)}" for line in task.last_lines)]
 
 
 def abridged(items: Sequence[Any]) -> list[Any]:
-    """All, or the first ones and how many more there are."""
+    """All items, or the first ones and the number of the others."""
     left = len(items) - SHOWN
     return list(items) if left <= 1 else [*items[:SHOWN], f"  and {left} more"]
 
 
 def dry_run_text(status: SweepStatus, commands: Sequence[str], costs: Costs) -> str:
-    """Tasks, each of these commands, and what those that are left will cost."""
+    """The tasks of a plan, which run these commands, and the expected cost of those that are left."""
     from spectra.tables.inspection import in_bytes, in_time
     from spectra.tables.results import new_table, rendered
 
@@ -74,18 +74,18 @@ def dry_run_text(status: SweepStatus, commands: Sequence[str], costs: Costs) -> 
     return rendered(
         counts(task.state for task in status.tasks),
         tasks,
-        "each, by a look at the first checkpoint:",
+        "expected cost of each command, from a trial run on the first checkpoint:",
         table,
         total(costs.rows, costs.loading, in_time),
     )
 
 
 def total(rows: Sequence[Cost], loading: float, in_time) -> str:
-    """The line on what all that is left costs."""
+    """The line on the cost of all tasks that are left."""
     known = [row for row in rows if not math.isnan(row.seconds)]
     sign = "more than " if len(known) < len(rows) or any(row.at_least for row in known) else ""
     products = sum(row.times * row.products for row in known)
     seconds = sum(row.times * row.seconds for row in known)
     times = sum(row.times for row in rows)
-    text = f"all: {sign}{counted(int(products), 'product')} in {in_time(seconds)}"
-    return f"{text}, and {in_time(times * loading)} for {counted(times, 'start')}, one after the other"
+    text = f"in total: {sign}{counted(int(products), 'product')} in {in_time(seconds)}"
+    return f"{text}, plus {in_time(times * loading)} for {counted(times, 'program start')}, if run one after the other"

@@ -1,4 +1,4 @@
-"""Another checkpoint of a problem's network: its weights and statistics, beside those that the model holds."""
+"""Read another checkpoint of a problem's network, and put its weights and statistics into the model for a while."""
 
 from __future__ import annotations
 
@@ -21,36 +21,38 @@ from spectra.quoting import quoted
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """The parameters and buffers of another checkpoint that differ from the model's own, by their names there."""
+class OtherCheckpoint:
+    """The parameters and buffers of another checkpoint that differ from those of the model, by their names."""
 
     path: str
     values: Mapping[str, Tensor]
     sha256: str | None
 
     def step(self, problem: Problem) -> Tensor:
-        """theta' - theta (n,) of the chosen parameters, whole."""
+        """The difference theta' - theta (n,) of the chosen parameters, whole on every process."""
         parts = [self.values.get(name, p.data) - p.data for name, p in problem.parameters.items()]
         step = problem.vector(parts)
         return step.to(device_of_vectors(step.device))
 
     def buffers(self, problem: Problem) -> dict[str, Tensor]:
-        """The floating buffers that differ, as running statistics of BatchNorm do: their change by name."""
+        """The changes of floating-point buffers that differ, such as running statistics of BatchNorm, by name."""
         own = dict(problem.model.named_buffers())
         return {n: v - own[n] for n, v in self.values.items() if n in own and v.is_floating_point()}
 
     def staying(self, problem: Problem) -> list[str]:
-        """The names of parameters that differ, and are not chosen or are frozen."""
+        """The names of parameters that differ but are frozen or not chosen."""
         named = dict(problem.model.named_parameters())
         return [name for name in self.values if name in named and name not in problem.parameters]
 
 
-def elsewhere(problem: Problem, path: str, key: str | None, option: str) -> Elsewhere:
-    """Read another checkpoint of the problem's network, whose model is left as it is.
+def read_other_checkpoint(problem: Problem, path: str, key: str | None, option: str) -> OtherCheckpoint:
+    """Read another checkpoint of the problem's network, without changing its model.
 
     Args:
-        key: as `checkpoint_key` for the model's own.
-        option: the argument that names it, for messages.
+        problem: the problem.
+        path: the file of the other checkpoint.
+        key: the entry of the file that holds the weights, as `checkpoint_key`.
+        option: the argument that names the file, for messages.
 
     Raises:
         SpectraError: the file cannot be read, or does not fit the model.
@@ -63,23 +65,23 @@ def elsewhere(problem: Problem, path: str, key: str | None, option: str) -> Else
             values = {name: value.to(own[name]) for name, value in found.items()}
         else:
             copies = {name: tensor.data.clone() for name, tensor in own.items()}
-            # What is loaded into the copies is no change of the model's own, which matrices would take it for.
-            with _unsafe_preserve_version_counter(tuple(own.values())), standing(own, copies):
+            # Loading into the copies must not count as a change of the model's tensors, which matrices check.
+            with _unsafe_preserve_version_counter(tuple(own.values())), set_to(own, copies):
                 sha256 = load_checkpoint(problem.model, path, key)["sha256"]
                 values = {name: tensor.data for name, tensor in own.items()}
     except SpectraError as error:
         raise SpectraError(str(error).replace(f"{OPTION} {quoted(path)}", f"{option}{quoted(path)}", 1)) from error
-    return Elsewhere(path, {n: v for n, v in values.items() if not torch.equal(v, own[n].data)}, sha256)
+    return OtherCheckpoint(path, {n: v for n, v in values.items() if not torch.equal(v, own[n].data)}, sha256)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of a model by name, tied ones once."""
+    """The parameters and buffers of a model by name; tied ones occur once."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
 @contextmanager
-def standing(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """The tensors of a model hold these values, by name, inside this context; then their own again."""
+def set_to(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """A context in which the tensors of a model have these values, by name; afterwards they have their own again."""
     before = {name: own[name].data for name in values}
     try:
         for name, value in values.items():
@@ -92,25 +94,25 @@ def standing(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterato
 
 @dataclass(frozen=True)
 class Statistics:
-    """Buffers, as running statistics of BatchNorm, that go with the way to other checkpoints.
+    """Buffers, such as running statistics of BatchNorm, that are interpolated between checkpoints.
 
-    At z of the coordinates they are b + sum_i z_i (b_i - b), so that at each checkpoint they are its own. Beyond the
-    checkpoints they stay as they are at the nearest point between, since variances would become negative.
+    At coordinates z they are b + sum_i z_i (b_i - b), so that each checkpoint has its own. Beyond the checkpoints they
+    are those of the nearest point in between, since extrapolated variances could become negative.
     """
 
     own: Mapping[str, Tensor]  # of the model
-    changes: tuple[Mapping[str, Tensor], ...]  # one for each coordinate; empty where a direction leads to no checkpoint
+    changes: tuple[Mapping[str, Tensor], ...]  # one for each coordinate; empty unless it leads to a checkpoint
 
     def __bool__(self) -> bool:
         return any(self.changes)
 
     @contextmanager
     def at(self, z: Iterable[float]) -> Iterator[None]:
-        """The buffers are those of the coordinates z inside this context."""
+        """A context in which the model has the buffers for coordinates z."""
         shares = [max(0.0, float(x)) if change else 0.0 for x, change in zip(z, self.changes, strict=True)]
         most, values = max(1.0, sum(shares)), {}
         for share, change in zip(shares, self.changes, strict=True):
             for name, by in change.items():
                 values[name] = values.get(name, self.own[name].data) + share / most * by
-        with standing(self.own, values):
+        with set_to(self.own, values):
             yield

@@ -1,4 +1,4 @@
-"""What a step is looked at beside its directions: the noise of the gradient, and balls around the parameters."""
+"""The parts of `spectra step` that do not depend on directions: gradient noise, and balls around the parameters."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from spectra.steps.noise_recording import ball_record, noise_record, scale_recor
 from spectra.steps.noise_scale import NoiseAt
 from spectra.steps.worst_case import Ball, search_ball
 
-PURPOSE = "noise scale"  # of its stream of random numbers
-FEWEST = 4  # products with a matrix over examples, from which its trace is estimated
+PURPOSE = "noise scale"  # names the stream of random numbers
+FEWEST = 4  # products with a matrix over examples that an estimate of its trace takes at least
 NO_ROOM = "`max_products` leaves no room for it"
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Noise and balls at a problem's parameters, and what was found of them without any matrix."""
+class NoiseAndBalls:
+    """Gradient noise and balls at a problem's parameters, with their results that need no matrix."""
 
     noise: NoiseAt | None
     simple: Noise | None
@@ -33,8 +33,8 @@ class Beside:
     worst: list[WorstCase]
 
     @classmethod
-    def of(cls, session: Session) -> Beside:
-        """What the session's settings ask for. Raises SpectraError where the model fails away from its parameters."""
+    def of(cls, session: Session) -> NoiseAndBalls:
+        """Compute what the session's settings request. Raises SpectraError if the model fails at other parameters."""
         asked, problem, noise, simple, without = session.request.settings, session.problem, None, None, None
         if asked.noise:
             try:
@@ -49,14 +49,14 @@ class Beside:
         return cls(noise, simple, without, balls, worst)
 
     def found(self) -> dict[str, Any]:
-        """What belongs to no matrix, as the record of the point has it."""
+        """The fields of the record that do not depend on a matrix."""
         return {"noise": self.simple, "without_noise": self.without, "worst": self.worst}
 
     def matrix(self, operator: Counting, name: str, left: int | None) -> tuple[dict[str, Any], int]:
-        """What belongs to a matrix, as its record has it, and the products spent besides the operator's own.
+        """The fields of a matrix's record, and the products spent in addition to those counted by the operator.
 
-        Both parts take a curvature of the loss: of another matrix, as of gradients, nothing is found.
-        `left` products may be spent in all; None: any number.
+        They are empty for a matrix that is not a second derivative of the loss. `left` is the largest number of
+        products; None: no limit.
         """
         before, balls, of_the_loss = operator.products, [], definition(name).loss_power == 1
         for i, ball in enumerate(self.balls if of_the_loss else ()):
@@ -79,6 +79,6 @@ class Beside:
         found, without = None, None
         try:
             found = scale_record(noise.full(operator, name, most))
-        except SpectraError as error:  # as of memory
+        except SpectraError as error:  # for example out of memory
             without = str(error)
         return found, without, math.ceil(noise.deviations.products - spent)
