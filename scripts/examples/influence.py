@@ -184,7 +184,18 @@ def main(samples: int = 200, left_out: int = 40, decay: float = 0.01, held_out: 
 
 
 def rows_of(regression: Regression, data: Digits, left_out: int, decay: float) -> list[Row]:
-    """The rows of one regression; half of the examples left out are those of most influence, half are random."""
+    """The rows of one regression."""
+    predictions, true = predicted_and_true(regression, data, left_out, decay)
+    return [row(regression.name, name, *pair, true) for name, pair in predictions.items()]
+
+
+def predicted_and_true(
+    regression: Regression, data: Digits, left_out: int, decay: float
+) -> tuple[dict[str, tuple[Tensor, int]], Tensor]:
+    """The changes of the held-out loss by each prediction, with its products, and by training again.
+
+    Half of the examples left out are those of most influence, half are random.
+    """
     fit, x_test, y_test = Trained.on(regression, data, decay), data.x_test, regression.targets(data.labels_test)
 
     def change(weights: Tensor) -> float:
@@ -202,8 +213,7 @@ def rows_of(regression: Regression, data: Digits, left_out: int, decay: float) -
         "the same, damping x 10": (damped[chosen], damped_products),
         "with leverage": (numbers([change(fit.weights + move) for move in moves]), more_products),
     }
-    true = numbers([change(fit.reweighted(i)) for i in chosen.tolist()])
-    return [row(regression.name, name, *pair, true) for name, pair in predictions.items()]
+    return predictions, numbers([change(fit.reweighted(i)) for i in chosen.tolist()])
 
 
 def most_and_random(influence: Tensor, count: int) -> Tensor:
