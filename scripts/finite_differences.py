@@ -1,10 +1,10 @@
-"""How far off are products by finite differences, and at which step? Two networks on digits, against exact products.
+"""Error of Hessian products by finite differences against the step, for two networks on digits.
 
-    python -m scripts.finite_differences              measures; writes results/finite-differences
-    python -m scripts.finite_differences --page       writes figure and page again, from the table that is there
+    python -m scripts.finite_differences              measure, and write results/finite-differences
+    python -m scripts.finite_differences --page       write figure and page again, from the table of the last run
 
-Both networks are 64-32-32-10, one of tanh and one of ReLU, trained as `spectra demo` trains. The error |H v by
-differences - H v| / |H v| is measured for random v and for the leading eigenvector, by both forms, in float32 and
+Both networks are 64-32-32-10, one with tanh and one with ReLU, trained as in `spectra demo`. The error |H v by
+differences - H v| / |H v| is measured for random v and for the leading eigenvector, with both forms, in float32 and
 float64.
 """
 
@@ -269,21 +269,21 @@ def page(found: Sequence[Row], rows: Sequence[Row], how: Row) -> str:
         "# How far off are products by finite differences?",
         "The exact product H v (Pearlmutter 1994) can be replaced by forward differences of gradients, "
         "(g(w + r v) - g(w)) / r, or by central ones, (g(w + r v) - g(w - r v)) / 2r. This study measures the error of "
-        "both, on two trained networks (64-32-32-10, 3,466 parameters, 1,797 digits, cross entropy), over twelve orders "
-        "of magnitude of the step R = |r v| / |w|.",
+        "both, on two trained networks (64-32-32-10, 3,466 parameters, 1,797 digits, cross entropy), over twelve "
+        "orders of magnitude of the step R = |r v| / |w|.",
         "![Error against the step](errors.png)",
         f"*Median over {VECTORS} random v, and the leading eigenvector. Dots: the defaults of `--products "
-        "finite-difference` and `forward-difference`. Grey: slopes predicted by theory. Lower right: the number of pairs "
-        "of a unit and an example with a kink between the two points of the difference, in float64.*",
+        "finite-difference` and `forward-difference`. Grey: slopes predicted by theory. Lower right: the number of "
+        "pairs of a unit and an example with a kink between the two points of the difference, in float64.*",
         "## Findings",
         *map(str.strip, (smooth_errors(smooth), sharpnesses(smooth), kinks(found, rows), single(found, rows))),
         "## The numbers",
         table([COLUMNS, ["---"] * len(COLUMNS), *map(cells, found)]),
         f"Slopes are fitted between R = {TRUNCATION[0]:.0e} and {TRUNCATION[1]:.0e} (truncation, in float64), and "
         f"between {ROUNDING['float64'][0]:.0e} and {ROUNDING['float64'][1]:.0e} in float64 or "
-        f"{ROUNDING['float32'][0]:.0e} and {ROUNDING['float32'][1]:.0e} in float32 (rounding). s is that of the truncation "
-        "error (s R)^p. All errors are in [`errors.csv`](errors.csv). The reference is the exact product in float64 at the "
-        "same weights.",
+        f"{ROUNDING['float32'][0]:.0e} and {ROUNDING['float32'][1]:.0e} in float32 (rounding). s is that of the "
+        "truncation error (s R)^p. All errors are in [`errors.csv`](errors.csv). The reference is the exact product in "
+        "float64 at the same weights.",
         f"Made by `python -m scripts.finite_differences` in {how['seconds']:.0f} s on {how['machine']} "
         f"({how['threads']} thread), Python {how['python']}, torch {how['versions']['torch']}, commit "
         f"{how['commit'][:12]}{' with changes' if how['dirty'] else ''}, {how['date']}.",
@@ -303,10 +303,10 @@ def smooth_errors(smooth: Sequence[Row]) -> str:
         "1. **Without kinks, the error agrees with theory.** The truncation error is proportional to R to the power "
         f"{span(slopes['forward'])} (forward) and {span(slopes['central'])} (central), and the rounding error to the "
         f"power {span([f['rounding slope'] for f in smooth if f['dtype'] == 'float64'])} in float64. (In float32 it "
-        "saturates, because a displacement below half a unit in the last place is lost.) The smallest error of a random "
-        f"product is {least['float32', 'central']:.0e} (central) and {least['float32', 'forward']:.0e} (forward) in "
-        f"float32, and {least['float64', 'central']:.0e} and {least['float64', 'forward']:.0e} in float64: close to "
-        "eps^(2/3) and eps^(1/2)."
+        "saturates, because a displacement below half a unit in the last place is lost.) The smallest error of a "
+        f"random product is {least['float32', 'central']:.0e} (central) and {least['float32', 'forward']:.0e} "
+        f"(forward) in float32, and {least['float64', 'central']:.0e} and {least['float64', 'forward']:.0e} in "
+        "float64: close to eps^(2/3) and eps^(1/2)."
     )
 
 
@@ -334,13 +334,13 @@ def kinks(found: Sequence[Row], rows: Sequence[Row]) -> str:
     few, many = inside[0], inside[-1]
     default = finding(found, network="ReLU", dtype="float64", form="central", along=ALONG[0])
     return (
-        f"3. **With kinks, a smaller step does not lower the error.** With ReLU it is {least:.2g} to {most:.2g} at every "
-        f"R from {KINKED[0]:g} to {KINKED[1]:g}, even in float64. The difference crosses {few['kinks']:.0f} kinks at the "
-        f"smallest of these R and {many['kinks']:,.0f} at the largest. Each kink adds a jump of the gradient divided by "
-        "r, and the number of kinks is proportional to r, so their contribution is constant. It is the curvature of the "
-        "kinks themselves, which the exact product does not contain. If no kink is crossed (in the median up to R = "
-        f"{without:.0e}), the error is that of a smooth network: {default['error at the default']:.0e} with the default "
-        "step in float64."
+        f"3. **With kinks, a smaller step does not lower the error.** With ReLU it is {least:.2g} to {most:.2g} at "
+        f"every R from {KINKED[0]:g} to {KINKED[1]:g}, even in float64. The difference crosses {few['kinks']:.0f} "
+        f"kinks at the smallest of these R and {many['kinks']:,.0f} at the largest. Each kink adds a jump of the "
+        "gradient divided by r, and the number of kinks is proportional to r, so their contribution is constant. It is "
+        "the curvature of the kinks themselves, which the exact product does not contain. If no kink is crossed (in "
+        f"the median up to R = {without:.0e}), the error is that of a smooth network: "
+        f"{default['error at the default']:.0e} with the default step in float64."
     )
 
 

@@ -1,6 +1,6 @@
 """The figures of docs/pruning.md, docs/influence.md and docs/evidence.md, in results/examples/.
 
-python -m scripts.examples.figures        # two minutes
+python -m scripts.examples.figures        # three minutes
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""Influence of training examples on a held-out loss, against leaving each out and training again, on digits.
+"""Influence of training examples on a held-out loss, compared with leaving each out and training again, on digits.
 
 The weights theta minimise (1/N) sum_i l_i + X |theta|^2 / 2. Without example i they move by (H + X I)^-1 g_i / N, to
 first order, and the held-out loss changes by
 
     g_test' (H + X I)^-1 g_i / N             H the Hessian of the mean loss, g_i the gradient of l_i
 
-(Cook and Weisberg 1982; Koh and Liang 2017, whose influence is minus this: that of more weight on i). One inverse
-product serves all examples. Where outputs are linear in the weights, with Jacobian J_i, the move with the leverage of i
-is
+(Cook and Weisberg 1982; the influence of Koh and Liang 2017 has the opposite sign). One inverse product is enough for
+all examples. If outputs are linear in the weights, with Jacobian J_i, the move with the leverage of i is
 
     A_i (I - L_i J_i A_i / N)^-1 r_i / N     A_i = (H + X I)^-1 J_i', r_i and L_i the derivatives of l_i by its output
 

@@ -1,8 +1,7 @@
-"""A hook of the site: reference/results.md holds every key of every result, with its type and its meaning.
+"""A hook of the site: it fills reference/results.md with every key of every result, its type and its meaning.
 
-Types and keys come from the dataclasses of `spectra.records`. The meaning of a key is what the docstring
-says under `Attributes`, else the comment on the field, where it can be read alone; fields.toml, beside this file, holds
-those of the others.
+Types and keys come from the dataclasses of `spectra.records`. The meaning of a key comes from the docstring, under
+`Attributes`, else from the comment on the field, if it can be read alone, else from fields.toml in this folder.
 """
 
 import ast
