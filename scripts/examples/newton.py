@@ -2,8 +2,8 @@
 
 A Newton step solves H p = -g. CG needs only products with the Hessian H. It stops when the step is accurate enough, or
 at negative curvature (Steihaug 1983; Martens 2010, Hessian-free optimisation of networks). `trust-ncg` and `Newton-CG`
-are SciPy's, with products from `spectra.to_scipy`. `damped` takes its steps from `spectra.solve`, with a damping that is
-adapted to the success of steps (Levenberg, Marquardt).
+are SciPy's, with products from `spectra.to_scipy`. `damped` takes its steps from `spectra.solve`, with a damping that
+is adapted to the success of steps (Levenberg, Marquardt).
 
     python scripts/examples/newton.py
 """
