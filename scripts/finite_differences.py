@@ -1,10 +1,10 @@
-"""How far off are products by finite differences, and at which step? Two networks on digits, against exact products.
+"""Error of Hessian products by finite differences against the step, for two networks on digits.
 
-    python -m scripts.finite_differences              measures; writes results/finite-differences
-    python -m scripts.finite_differences --page       writes figure and page again, from the table that is there
+    python -m scripts.finite_differences              measure, and write results/finite-differences
+    python -m scripts.finite_differences --page       write figure and page again, from the table of the last run
 
-Both networks are 64-32-32-10, one of tanh and one of ReLU, trained as `spectra demo` trains. The error |H v by
-differences - H v| / |H v| is measured for random v and for the leading eigenvector, by both forms, in float32 and
+Both networks are 64-32-32-10, one with tanh and one with ReLU, trained as in `spectra demo`. The error |H v by
+differences - H v| / |H v| is measured for random v and for the leading eigenvector, with both forms, in float32 and
 float64.
 """
 
@@ -267,23 +267,23 @@ def page(found: Sequence[Row], rows: Sequence[Row], how: Row) -> str:
     smooth = [f for f in found if f["network"] == "tanh"]
     paragraphs = [
         "# How far off are products by finite differences?",
-        "The exact product H v (Pearlmutter 1994) took the place of differences of gradients, (g(w + r v) - g(w)) / r, "
-        "or the central (g(w + r v) - g(w - r v)) / 2r. Here both are compared with it, on two trained networks "
-        "(64-32-32-10, 3,466 parameters, 1,797 digits, cross entropy), over twelve decades of the step "
-        "R = |r v| / |w|.",
+        "The exact product H v (Pearlmutter 1994) can be replaced by forward differences of gradients, "
+        "(g(w + r v) - g(w)) / r, or by central ones, (g(w + r v) - g(w - r v)) / 2r. This study measures the error of "
+        "both, on two trained networks (64-32-32-10, 3,466 parameters, 1,797 digits, cross entropy), over twelve "
+        "orders of magnitude of the step R = |r v| / |w|.",
         "![Error against the step](errors.png)",
         f"*Median over {VECTORS} random v, and the leading eigenvector. Dots: the defaults of `--products "
-        "finite-difference` and `forward-difference`. Grey: the slopes that theory has. Below right: how many pairs of "
-        "a unit and an example have a kink between the ends of the difference, in float64.*",
-        "## What is found",
+        "finite-difference` and `forward-difference`. Grey: slopes predicted by theory. Lower right: the number of "
+        "pairs of a unit and an example with a kink between the two points of the difference, in float64.*",
+        "## Findings",
         *map(str.strip, (smooth_errors(smooth), sharpnesses(smooth), kinks(found, rows), single(found, rows))),
         "## The numbers",
         table([COLUMNS, ["---"] * len(COLUMNS), *map(cells, found)]),
         f"Slopes are fitted between R = {TRUNCATION[0]:.0e} and {TRUNCATION[1]:.0e} (truncation, in float64), and "
         f"between {ROUNDING['float64'][0]:.0e} and {ROUNDING['float64'][1]:.0e} in float64 or "
-        f"{ROUNDING['float32'][0]:.0e} and {ROUNDING['float32'][1]:.0e} in float32 (rounding). s is of the truncation "
-        "(s R)^p. All errors are in [`errors.csv`](errors.csv). The reference is the exact product in float64 at the "
-        "same weights.",
+        f"{ROUNDING['float32'][0]:.0e} and {ROUNDING['float32'][1]:.0e} in float32 (rounding). s is that of the "
+        "truncation error (s R)^p. All errors are in [`errors.csv`](errors.csv). The reference is the exact product in "
+        "float64 at the same weights.",
         f"Made by `python -m scripts.finite_differences` in {how['seconds']:.0f} s on {how['machine']} "
         f"({how['threads']} thread), Python {how['python']}, torch {how['versions']['torch']}, commit "
         f"{how['commit'][:12]}{' with changes' if how['dirty'] else ''}, {how['date']}.",
@@ -300,13 +300,13 @@ def smooth_errors(smooth: Sequence[Row]) -> str:
         for form in ORDERS
     }
     return (
-        "1. **Without kinks the error is what theory says.** Truncation grows with R to the power "
-        f"{span(slopes['forward'])} (forward) and {span(slopes['central'])} (central), and rounding with the power "
-        f"{span([f['rounding slope'] for f in smooth if f['dtype'] == 'float64'])} in float64. (In float32 it "
-        "saturates: a displacement below half a unit of the last place is none.) The least error of a random product "
-        f"is {least['float32', 'central']:.0e} (central) and {least['float32', 'forward']:.0e} (forward) in float32, "
-        f"and {least['float64', 'central']:.0e} and {least['float64', 'forward']:.0e} in float64: near eps^(2/3) and "
-        "eps^(1/2)."
+        "1. **Without kinks, the error agrees with theory.** The truncation error is proportional to R to the power "
+        f"{span(slopes['forward'])} (forward) and {span(slopes['central'])} (central), and the rounding error to the "
+        f"power {span([f['rounding slope'] for f in smooth if f['dtype'] == 'float64'])} in float64. (In float32 it "
+        "saturates, because a displacement below half a unit in the last place is lost.) The smallest error of a "
+        f"random product is {least['float32', 'central']:.0e} (central) and {least['float32', 'forward']:.0e} "
+        f"(forward) in float32, and {least['float64', 'central']:.0e} and {least['float64', 'forward']:.0e} in "
+        "float64: close to eps^(2/3) and eps^(1/2)."
     )
 
 
@@ -315,13 +315,13 @@ def sharpnesses(smooth: Sequence[Row]) -> str:
     sharp = {along: [f["s"] for f in smooth if f["along"] == along] for along in ALONG}
     random, leading = (finding(smooth, dtype="float32", form="central", along=along) for along in ALONG)
     return (
-        "2. **No step suits all vectors.** The truncation is (s R)^p of a product's size, with s "
+        "2. **The best step depends on the vector.** The relative truncation error is (s R)^p, with s "
         f"{span(sharp[ALONG[0]], '.2g')} for random vectors and {span(sharp[ALONG[1]], '.2g')} for the leading "
-        "eigenvector: along that, the loss curves most and its curvature changes fastest. The default takes s = "
-        f"{SHARPNESS}. At the default step of the central form in float32 the leading eigenvector is off by "
-        f"{leading['error at the default']:.0e} (best: {leading['error there']:.0e} at R = {leading['best R']:.0e}), a "
-        f"random vector by {random['error at the default']:.0e} (best: {random['error there']:.0e} at R = "
-        f"{random['best R']:.0e})."
+        "eigenvector, along which the curvature is largest and changes fastest. The default uses s = "
+        f"{SHARPNESS}. With the default step of the central form in float32, the error is "
+        f"{leading['error at the default']:.0e} for the leading eigenvector (best: {leading['error there']:.0e} at R = "
+        f"{leading['best R']:.0e}), and {random['error at the default']:.0e} for a random vector (best: "
+        f"{random['error there']:.0e} at R = {random['best R']:.0e})."
     )
 
 
@@ -334,12 +334,13 @@ def kinks(found: Sequence[Row], rows: Sequence[Row]) -> str:
     few, many = inside[0], inside[-1]
     default = finding(found, network="ReLU", dtype="float64", form="central", along=ALONG[0])
     return (
-        f"3. **With kinks the error does not fall with the step.** With ReLU it is {least:.2g} to {most:.2g} at every "
-        f"R from {KINKED[0]:g} to {KINKED[1]:g}, in float64 too. {few['kinks']:.0f} kinks are crossed at the one end "
-        f"and {many['kinks']:,.0f} at the other. Each adds a jump of the gradient, over r, and their number falls with "
-        "r: what they add stays. That is the curvature in the kinks themselves, which the exact product does not have. "
-        f"Only where no kink is crossed (in the median up to R = {without:.0e}) is the error that of a smooth network: "
-        f"{default['error at the default']:.0e} at the default in float64."
+        f"3. **With kinks, a smaller step does not lower the error.** With ReLU it is {least:.2g} to {most:.2g} at "
+        f"every R from {KINKED[0]:g} to {KINKED[1]:g}, even in float64. The difference crosses {few['kinks']:.0f} "
+        f"kinks at the smallest of these R and {many['kinks']:,.0f} at the largest. Each kink adds a jump of the "
+        "gradient divided by r, and the number of kinks is proportional to r, so their contribution is constant. It is "
+        "the curvature of the kinks themselves, which the exact product does not contain. If no kink is crossed (in "
+        f"the median up to R = {without:.0e}), the error is that of a smooth network: "
+        f"{default['error at the default']:.0e} with the default step in float64."
     )
 
 
@@ -347,12 +348,13 @@ def single(found: Sequence[Row], rows: Sequence[Row]) -> str:
     """On ReLU in float32."""
     random, leading = (finding(found, network="ReLU", dtype="float32", form="central", along=along) for along in ALONG)
     return (
-        "4. **In float32 ReLU leaves no good step.** At the default a random vector crosses "
-        f"{random['kinks crossed there']:.0f} kinks and is off by {random['error at the default']:.2g} of its size, "
-        f"the leading eigenvector {leading['kinks crossed there']:.0f} and {leading['error at the default']:.2g}. The "
-        f"best is {random['error there']:.0e} at R = {random['best R']:.0e}, between kinks and rounding. The command "
-        "measures this, puts it into residuals and errors, and refuses products that are off by more than half. Take "
-        "float64, or exact products, which no kink disturbs."
+        "4. **With ReLU in float32, no step is good.** With the default step, a random vector crosses "
+        f"{random['kinks crossed there']:.0f} kinks and has a relative error of {random['error at the default']:.2g}; "
+        f"the leading eigenvector crosses {leading['kinks crossed there']:.0f} and has an error of "
+        f"{leading['error at the default']:.2g}. The smallest error is {random['error there']:.0e} at R = "
+        f"{random['best R']:.0e}, between kinks and rounding. The command measures these errors, includes them in "
+        "residuals and standard errors, and refuses products with an error above one half. Use float64, or exact "
+        "products, which kinks do not disturb."
     )
 
 

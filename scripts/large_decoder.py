@@ -1,9 +1,9 @@
-"""A decoder with random weights, by default of 1.3 billion parameters, and random tokens: to see what fits on one card.
+"""A decoder with random weights (by default 1.3 billion parameters) and random tokens, to test what fits on one GPU.
 
 spectra eig --model scripts/large_decoder.py:decoder --data scripts/large_decoder.py:tokens --curvature ggn -k 3 ...
 python scripts/large_decoder.py [products=40] [layers=24] [width=2048]     GGN and Hessian on CUDA, with time and memory
 
-Options go behind the names: `decoder?layers=2&width=64&vocabulary=100`, `tokens?sequences=8&length=512&vocabulary=100`.
+Options follow the names: `decoder?layers=2&width=64&vocabulary=100`, `tokens?sequences=8&length=512&vocabulary=100`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a recording of `spectra.watch` costs over a whole training, from the last recording and afresh.
+"""Cost of a recording of `spectra.watch` during training, from the last recording and from random vectors.
 
 Writes recordings.csv, made.json and figure.png into results/watch/; about two minutes on one core.
 

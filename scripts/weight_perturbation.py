@@ -1,4 +1,4 @@
-"""How many evaluations of the loss a gradient and a Hessian product take, and what the second-order term brings.
+"""Evaluations of the loss that a gradient and a Hessian product take, and the effect of the second-order term.
 
 Writes table.csv, second-order.csv, made.json and figure.png into results/weight-perturbation/; a minute or
 two on one core.

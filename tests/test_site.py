@@ -123,18 +123,6 @@ def test_every_key_of_a_result_has_a_meaning():
     assert set(fields.MEANINGS) <= used
 
 
-def test_a_pattern_of_the_navigation_is_the_pages_that_are_named_nowhere_else():
-    filled = hook("navigation").filled
-    pages = ["index.md", "a/2.md", "a/1.md", "b.md", "e.md", "c.md"]
-    nav = [{"Home": "index.md"}, {"A": ["a/*"]}, {"None": ["d/*"]}, "*", "c*"]
-    assert filled(nav, pages, {"index.md", "b.md", "a/*", "d/*", "*", "c*"}) == [
-        {"Home": "index.md"},
-        {"A": ["a/2.md", "a/1.md"]},
-        "e.md",
-        "c.md",
-    ]
-
-
 EXECUTE = """
 import sys
 import nbclient, nbformat

@@ -1,1 +1,1 @@
-"""What a product, a spectrum, a trace and a density cost: spectra and its peers on the same problems, side by side."""
+"""Cost of products, eigenvalues, traces and densities: spectra and other tools on the same problems."""

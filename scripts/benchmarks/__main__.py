@@ -1,4 +1,4 @@
-"""python -m scripts.benchmarks [--only PART ...] [--problem NAME ...]: measure, keep, and make tables and figure."""
+"""python -m scripts.benchmarks [--only PART ...] [--problem NAME ...]: measure, save, and make tables and figure."""
 
 from __future__ import annotations
 

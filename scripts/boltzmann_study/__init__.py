@@ -1,1 +1,1 @@
-"""The Hessian of a restricted Boltzmann machine of digits, exact and from Gibbs samples: numbers and figures."""
+"""The Hessian of a restricted Boltzmann machine on digits, exact and from Gibbs samples: numbers and figures."""

@@ -1,1 +1,1 @@
-"""Examples that print a table: each file runs alone, and a test runs it on a smaller problem."""
+"""Examples that print a table. Each file runs alone, and a test runs it on a smaller problem."""

@@ -1,7 +1,7 @@
-"""A restricted Boltzmann machine of binarised digits: curvature of its likelihood from Gibbs samples, beside the exact.
+"""A restricted Boltzmann machine on binarised digits: curvature of its likelihood from Gibbs samples, and exact.
 
-The machine is trained by its exact gradient. Along each of some eigenvectors u of its exact Hessian A, the quadratic
-form u'Su of the matrix S that is estimated from samples stands with its standard error beside the eigenvalue u'Au.
+The machine is trained with its exact gradient. For some eigenvectors u of its exact Hessian A, the table compares u'Su,
+with its standard error, with the eigenvalue u'Au. S is the estimate of A from samples.
 
     python scripts/examples/boltzmann.py
 """

@@ -1,4 +1,4 @@
-"""Laplace's evidence against weight decay on digits: which decay the training data alone would choose.
+"""Laplace's evidence against weight decay on digits: it chooses a weight decay from the training data alone.
 
 With a prior N(0, I / alpha) of the n parameters and N examples of mean loss L = -log p, Laplace's approximation of the
 log evidence around the minimum theta of N L + alpha |theta|^2 / 2 is
@@ -7,7 +7,7 @@ log evidence around the minimum theta of N L + alpha |theta|^2 / 2 is
 
 with G the GGN of L (MacKay 1992, *A practical Bayesian framework for backpropagation networks*; Immer et al. 2021,
 *Scalable marginal likelihood estimation for model selection in deep learning*). Here weight decay X is the loss
-L + X |theta|^2 / 2, so that alpha = N X, and n log N falls out of the last two terms (`log_evidence`).
+L + X |theta|^2 / 2, so alpha = N X, and n log N cancels in the last two terms (`log_evidence`).
 
     python scripts/examples/evidence.py
 """

@@ -1,13 +1,12 @@
-"""Influence of training examples on a held-out loss, against leaving each out and training again, on digits.
+"""Influence of training examples on a held-out loss, compared with leaving each out and training again, on digits.
 
 The weights theta minimise (1/N) sum_i l_i + X |theta|^2 / 2. Without example i they move by (H + X I)^-1 g_i / N, to
 first order, and the held-out loss changes by
 
     g_test' (H + X I)^-1 g_i / N             H the Hessian of the mean loss, g_i the gradient of l_i
 
-(Cook and Weisberg 1982; Koh and Liang 2017, whose influence is minus this: that of more weight on i). One inverse
-product serves all examples. Where outputs are linear in the weights, with Jacobian J_i, the move with the leverage of i
-is
+(Cook and Weisberg 1982; the influence of Koh and Liang 2017 has the opposite sign). One inverse product is enough for
+all examples. If outputs are linear in the weights, with Jacobian J_i, the move with the leverage of i is
 
     A_i (I - L_i J_i A_i / N)^-1 r_i / N     A_i = (H + X I)^-1 J_i', r_i and L_i the derivatives of l_i by its output
 
@@ -184,7 +183,18 @@ def main(samples: int = 200, left_out: int = 40, decay: float = 0.01, held_out: 
 
 
 def rows_of(regression: Regression, data: Digits, left_out: int, decay: float) -> list[Row]:
-    """The rows of one regression; half of the examples left out are those of most influence, half are random."""
+    """The rows of one regression."""
+    predictions, true = predicted_and_true(regression, data, left_out, decay)
+    return [row(regression.name, name, *pair, true) for name, pair in predictions.items()]
+
+
+def predicted_and_true(
+    regression: Regression, data: Digits, left_out: int, decay: float
+) -> tuple[dict[str, tuple[Tensor, int]], Tensor]:
+    """The changes of the held-out loss by each prediction, with its products, and by training again.
+
+    Half of the examples left out are those of most influence, half are random.
+    """
     fit, x_test, y_test = Trained.on(regression, data, decay), data.x_test, regression.targets(data.labels_test)
 
     def change(weights: Tensor) -> float:
@@ -202,8 +212,7 @@ def rows_of(regression: Regression, data: Digits, left_out: int, decay: float) -
         "the same, damping x 10": (damped[chosen], damped_products),
         "with leverage": (numbers([change(fit.weights + move) for move in moves]), more_products),
     }
-    true = numbers([change(fit.reweighted(i)) for i in chosen.tolist()])
-    return [row(regression.name, name, *pair, true) for name, pair in predictions.items()]
+    return predictions, numbers([change(fit.reweighted(i)) for i in chosen.tolist()])
 
 
 def most_and_random(influence: Tensor, count: int) -> Tensor:

@@ -1,9 +1,9 @@
-"""Newton's method by conjugate gradients on digits, beside gradient descent and L-BFGS.
+"""Newton's method with conjugate gradients on digits, compared with gradient descent and L-BFGS.
 
-A Newton step solves H p = -g, which takes nothing of the Hessian H but its products. CG solves it as far as is worth
-while, and stops at negative curvature (Steihaug 1983); Hessian-free optimisation is this on networks (Martens 2010).
-`trust-ncg` and `Newton-CG` are SciPy's, by the products of `spectra.to_scipy`. `damped` takes its steps from
-`spectra.solve`, with a damping that follows the success of steps (Levenberg, Marquardt).
+A Newton step solves H p = -g. CG needs only products with the Hessian H. It stops when the step is accurate enough, or
+at negative curvature (Steihaug 1983; Martens 2010, Hessian-free optimisation of networks). `trust-ncg` and `Newton-CG`
+are SciPy's, with products from `spectra.to_scipy`. `damped` takes its steps from `spectra.solve`, with a damping that
+is adapted to the success of steps (Levenberg, Marquardt).
 
     python scripts/examples/newton.py
 """

@@ -1,10 +1,9 @@
-"""Optimal Brain Damage and Surgeon against magnitude pruning on digits: which weights can go at the least loss.
+"""Optimal Brain Damage and Surgeon compared with magnitude pruning, on digits.
 
-Where the gradient is zero, setting weight i to zero changes the loss by w_i^2 H_ii / 2 (Optimal Brain Damage: LeCun,
-Denker, Solla 1990). Where the other weights then move to make up for it, by -w_i / [H^-1]_ii times column i of H^-1, it
-changes by w_i^2 / (2 [H^-1]_ii) (Optimal Brain Surgeon: Hassibi, Stork 1993). H is the GGN here, with weight decay, and
-so positive definite. The diagonal takes n products; the inverse takes n solves, or for a small network the dense
-matrix.
+At a minimum, setting weight i to zero raises the loss by w_i^2 H_ii / 2 (Optimal Brain Damage: LeCun, Denker, Solla
+1990). If the other weights then adapt, by -w_i / [H^-1]_ii times column i of H^-1, the loss rises by
+w_i^2 / (2 [H^-1]_ii) (Optimal Brain Surgeon: Hassibi, Stork 1993). Here H is the GGN with weight decay, which is
+positive definite. The diagonal takes n products. The inverse takes n solves, or for a small network the dense matrix.
 
     python scripts/examples/pruning.py
 """

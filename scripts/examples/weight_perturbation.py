@@ -1,7 +1,7 @@
-"""The gradient and a Hessian product on digits from losses alone, beside those by differentiation.
+"""The gradient and a Hessian product on digits from values of the loss, compared with those by differentiation.
 
-The last layer of the demonstration network is perturbed at random, all weights at once. Each estimate stands with its
-own standard error, with how far off it is in truth, and with the error that the closed form for a quadratic loss gives.
+All weights of the last layer of the demonstration network are perturbed at random. The table has the standard error of
+each estimate, its true error, and the error predicted by the closed form for a quadratic loss.
 
     python scripts/examples/weight_perturbation.py
 """

@@ -1,1 +1,1 @@
-"""The experiment: when is the Fisher the Hessian? Exact matrices of small networks, over training."""
+"""A study of when the Fisher is the Hessian: exact matrices of small networks during training."""

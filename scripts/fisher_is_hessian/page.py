@@ -32,10 +32,10 @@ def checked(checks: dict[str, Any]) -> str:
     apart = findings.short(max(row["error"] for row in whole))
     near, far = (100 * check.within(estimated, k) for k in (1, 2))
     return (
-        "All matrices of the tables are dense and exact, from Jacobians of single examples, and owe nothing to\n"
-        "products of `spectra`. At two points six of them were taken by those products too: the largest relative\n"
-        f"difference is {apart}. At two points the estimates of `spectra compare` by 16 probes were set beside the\n"
-        f"exact numbers of six pairs, {len(estimated)} in all: {near:.0f} % lie within one of their standard errors, "
+        "All matrices in the tables are dense and exact. They were computed from Jacobians of single examples,\n"
+        "without products of `spectra`. At two points, six of them were also computed with these products: the\n"
+        f"largest relative difference is {apart}. At two points, {len(estimated)} estimates of `spectra compare` with\n"
+        f"16 probes were compared with the exact numbers of six pairs: {near:.0f} % lie within one standard error,\n"
         f"{far:.0f} % within two."
     )
 

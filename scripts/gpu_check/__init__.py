@@ -1,1 +1,1 @@
-"""What spectra does on a CUDA machine, checked and measured part by part within a budget of time."""
+"""Checks and measurements of spectra on a CUDA machine, part by part within a time budget."""

@@ -1,4 +1,4 @@
-"""A hook of the site: reference/command-line.md holds every command with its options, as their help tells of them."""
+"""A hook of the site: it fills reference/command-line.md with every command and its options, from their help."""
 
 import inspect
 from contextlib import contextmanager

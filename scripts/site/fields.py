@@ -1,4 +1,4 @@
-"""A hook of the site: reference/results.md lists every key of every result, with its type and its meaning.
+"""A hook of the site: it fills reference/results.md with every key of every result, its type and its meaning.
 
 Keys and types come from the dataclasses of `spectra.records`. The meaning of a key comes from `Attributes` in the
 docstring of its class, otherwise from fields.toml beside this file.

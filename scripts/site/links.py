@@ -1,7 +1,7 @@
-"""A hook of the site: files outside of docs/ that pages link to are in the site too, at their place in the repository.
+"""A hook of the site: it adds the files outside docs/ that pages link to, at their place in the repository.
 
-So a link such as ../results/validation/README.md leads to the same text on the site as in a clone. A page found in this
-way may link further. A file of docs/ lies at the top of the site.
+So a link such as ../results/validation/README.md leads to the same text on the site as in a clone. Pages that are added
+may link to further files. The files of docs/ are at the top of the site.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""Published and closed-form numbers beside ours. Each module has `rows()`, which measures what one publication says."""
+"""Our numbers compared with published ones and closed forms: each module has `rows()` for one publication."""

@@ -1,4 +1,4 @@
-"""Published and closed-form numbers beside ours: prints the table and writes results/validation/."""
+"""Compares our numbers with published ones and closed forms: prints the table and writes results/validation/."""
 
 from __future__ import annotations
 
