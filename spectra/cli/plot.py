@@ -8,27 +8,18 @@ from pathlib import Path
 import click
 
 from spectra.cli.layout import Command
-from spectra.cli.options import Named, Positive
+from spectra.cli.options import WIDTH, Named
 from spectra.cli.terminal import answer
 from spectra.quoting import quoted
 
 
-class Inches(Positive):
-    """A width at which text of one size still reads."""
-
-    wanted = "a number of inches from 3 to 40"
-
-    def holds(self, number: float) -> bool:
-        return 3 <= number <= 40
-
-
 class FigurePath(Named):
-    """A file whose suffix says which format it is."""
+    """The path of a figure, with a suffix that names its format."""
 
     def convert(self, value, param, ctx):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-            self.fail(f"{value!r} is no .png, .pdf or .svg; write {path.with_suffix('.png')}.", param, ctx)
+            self.fail(f"{value!r} does not end in .png, .pdf or .svg; try {path.with_suffix('.png')}.", param, ctx)
         return path
 
 
@@ -56,22 +47,20 @@ class FigurePath(Named):
 )
 @click.option("--title", metavar="TEXT", help="Title above the figure.")
 @click.option("--log", is_flag=True, help="Draw eigenvalues and traces on a logarithmic axis.")
+@WIDTH
 @click.option(
-    "--width",
-    metavar="INCHES",
-    type=Inches(),
-    default=6.5,
-    show_default=True,
-    help="Width of the figure. 3.25 fits a column, 6.5 a page.",
+    "--figure",
+    metavar="NAME",
+    help="Figure of compare, layers or landscape, by the name of its file (e.g. compare-held-out).  [default: the first]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path of the figure.")
-def plot(results, out, curvature, label, title, log, width, as_json) -> int:
+def plot(results, out, curvature, label, title, log, width, figure, as_json) -> int:
     """Draw a figure from saved results, without new products.
 
-    A RESULT is a file that eig, trace or density wrote, or a directory, of which
-    density.json, else eig.json, else trace.json is drawn. Several results of one
-    command share a figure. Results of compare, layers, landscape and step are
-    drawn as they were, one at a time.
+    A RESULT is a file that eig, trace, density, compare, layers, landscape or
+    step wrote, or a directory with such a file. Several results of eig, of trace
+    or of density share a figure. Results of the other commands are drawn one at a
+    time, and take only --width and --figure.
     """
     from spectra.atomic import write_atomically
     from spectra.plots import save_figure
@@ -79,9 +68,9 @@ def plot(results, out, curvature, label, title, log, width, as_json) -> int:
     from spectra.records.drawn import PlotRecord
     from spectra.records.files import prepare_directory
 
-    figure, files = saved_figure(results, label, curvature, title, log, width)
+    drawn, files = saved_figure(results, label, curvature, title, log, width, figure)
     prepare_directory(out.parent)
-    write_atomically(out, lambda file: save_figure(figure, file, out.suffix[1:].lower()))
+    write_atomically(out, lambda file: save_figure(drawn, file, out.suffix[1:].lower()))
     record = PlotRecord(figure=str(out), results=list(map(str, files)))
     answer(record.to_json() if as_json else quoted(out, None))
     return 0

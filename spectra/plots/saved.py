@@ -1,4 +1,4 @@
-"""Figures again from saved results: files -> records -> named answers -> one figure of their kind."""
+"""Figures drawn from saved results: one figure of several results of a kind, or the figures of one record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spectra.krylov.results import SpectralMeasure, TraceEstimate
 from spectra.plots.density import density_figure
 from spectra.plots.eigenvalues import eigenvalue_figure
 from spectra.plots.names import all_settable, check_text, default_labels, names, settable
-from spectra.plots.style import MOST_CURVES
+from spectra.plots.style import MOST_CURVES, PAGE
 from spectra.plots.trace import trace_figure
 from spectra.records.fields import Lacks, key_of
 from spectra.records.files import read
@@ -143,10 +143,9 @@ KINDS = {  # by command, in the order in which a directory is searched
     "eig": Kind(spectrum, eig_figure, MOST_CURVES, ("values", "residuals"), True),
     "trace": Kind(trace, trace_figure, 100, ("trace", "standard_error")),
 }
-# Commands whose figures, by file name, are of one record as it stands.
+# Commands whose figures show one record, with the function that draws them, by name, at a width.
 WHOLE = {name: command.figures for name, command in COMMANDS.items() if command.figures}
 MOST_EIGENVALUES, MOST_NUMBERS = 20_000, 10**6
-WIDTH = 6.5  # inches
 
 
 def saved_figure(
@@ -155,14 +154,19 @@ def saved_figure(
     curvatures: Sequence[str] = (),
     title: str | None = None,
     log: bool = False,
-    width: float = WIDTH,
+    width: float = PAGE,
+    name: str | None = None,
 ) -> tuple[Figure, list[Path]]:
-    """One figure of the results at `paths` (files or directories), and the files that were read.
+    """Draw one figure of the results at `paths`, and list the files that were read.
 
     Args:
-        labels: one a path; else the shortest parts of the paths that tell them apart.
-        curvatures: draw these matrices alone.
-        width: inches.
+        paths: files, or directories with a result.
+        labels: one for each path; by default the shortest parts of the paths that differ.
+        curvatures: the matrices to draw; by default all.
+        title: the title, or None.
+        log: draw eigenvalues and traces on a logarithmic axis.
+        width: the width in inches.
+        name: which figure to draw where a record has several; by default the first.
 
     Raises:
         SpectraError: a result that cannot be read or drawn, results of several commands, a name that is wrong.
@@ -170,12 +174,15 @@ def saved_figure(
     check_text(title or "", "`title`")
     files, records = zip(*(read_modest(path, [*KINDS, *WHOLE]) for path in paths), strict=True)
     if records[0].command in WHOLE:
-        own = {"`labels`": labels, "`curvature`": curvatures, "`title`": title, "`log`": log, "`width`": width != WIDTH}
-        return whole_figure(files, records[0], [option for option, given in own.items() if given]), list(files)
+        own = {"`labels`": labels, "`curvature`": curvatures, "`title`": title, "`log`": log}
+        changed = [option for option, given in own.items() if given]
+        return whole_figure(files, records[0], changed, width, name), list(files)
     results = [results_of(*pair) for pair in zip(files, records, strict=True)]
     check_choice(files, records, results, curvatures)
     if curvatures:
         results = [[result for result in some if result.curvature in curvatures] for some in results]
+    if name not in (None, records[0].command):
+        raise input_error("`figure`", name, f"results of {records[0].command} have one figure; leave `figure` out")
     kind = KINDS[records[0].command]
     if (count := sum(map(len, results))) > kind.most:
         text = f"{count} curves are more than a reader can tell apart; leave all but {kind.most} out, or `curvature`"
@@ -186,33 +193,37 @@ def saved_figure(
     return kind.figure(dict(zip(known, map(kind.answer, every), strict=True)), **options), list(files)
 
 
-def whole_figure(files: Sequence[Path], record: Record, changed: Sequence[str]) -> Figure:
-    """The first figure of a record that is drawn as it stands."""
+def whole_figure(
+    files: Sequence[Path], record: Record, changed: Sequence[str], width: float, name: str | None
+) -> Figure:
+    """The figure of this name, or the first, of a record whose figures show all of it. Raises SpectraError."""
     command = record.command
     if len(files) > 1:
-        raise input_error("RESULT", files[1], f"a result of {command} has a figure of its own; draw it alone")
+        raise input_error("RESULT", files[1], f"a figure of {command} shows one result; give one RESULT at a time")
     if changed:
-        raise SpectraError(f"{changed[0]}: it has no effect on the figure of {command}; leave it out")
-    if not (figures := record_figures(files[0], record)):
-        raise input_error("RESULT", files[0], f"holds no finite numbers to draw; run spectra {command} again")
-    return next(iter(figures.values()))
+        raise SpectraError(f"{changed[0]}: it has no effect on the figures of {command}; leave it out")
+    if not (figures := record_figures(files[0], record, width)):
+        raise input_error("RESULT", files[0], f"has no finite numbers to draw; run spectra {command} again")
+    if name is not None and name not in figures:
+        raise input_error("`figure`", name, f"{files[0]} has no such figure; {suggest(name, figures)}")
+    return figures[name or next(iter(figures))]
 
 
-def record_figures(path: Path, record: Record) -> dict[str, Figure]:
-    """Every figure of one result, by name; of several matrices those whose numbers are finite.
+def record_figures(path: Path, record: Record, width: float = PAGE) -> dict[str, Figure]:
+    """Every figure of one result, by name, `width` inches wide; matrices whose numbers are not finite are left out.
 
-    A density that was asked for with `log` is drawn on that axis too.
+    A density that was computed with `log` is drawn on an asinh axis too.
 
     Raises:
-        SpectraError: a record that is not whole.
+        SpectraError: a record that is not complete.
     """
     command = record.command
     with intact(path, command):
         if command in WHOLE:
-            return resolve_name(WHOLE[command])(all_settable(record))
+            return resolve_name(WHOLE[command])(all_settable(record), width)
         kind = KINDS[command]
         held = [r for r in results_of(path, record) if all(is_finite(r.entry, name) for name in kind.drawn)]
-        answers, options = {named(result): kind.answer(result) for result in held}, kind.more(held)
+        answers, options = {named(result): kind.answer(result) for result in held}, kind.more(held) | {"width": width}
         figures = {command: kind.figure(answers, **options)} if answers else {}
         if answers and command == "density" and record.problem.option("log"):
             figures["density-log"] = kind.figure(answers, log=True, **options)
