@@ -34,7 +34,7 @@ from spectra.records.record import Record
 from spectra.spectrum.curves import asinh_grid, asinh_scale, density
 from spectra.wording import counted
 
-HEAD = 8  # points, of the title of a panel
+HEAD, NAMES = 8, 7  # points, of the title of a panel and of the names of blocks
 HATCHES = ("", "////", "....", "xxxx", "----", "++++", "oooo")  # of bars, which differ in grey print too
 ROW = 0.17  # height in inches of a block's bar
 MOST_ROWS = 80  # of the blocks with the largest traces
@@ -104,7 +104,8 @@ def block_figure(
         bars(panels[0], at, shown, ("share", "share_error"), looks[name], hatch(j), thick, scale=100)
         if with_pairs:
             bars(panels[3], at, shown, ("mass", None), looks[name], hatch(j), thick)
-    inches = (width - 0.2 * width) / columns - 0.1
+    names = shortened([settable(first[i].name) for i in rows], 0.22 * 72 * width, NAMES)
+    inches = (width - max(text_width(name, NAMES) for name in names) / 72 - 0.2) / columns - 0.12
     magnitudes(panels[1], results, rows, looks, lambda b: (b.mean, b.mean_error))
     head(panels[0], "% of the trace\n± 2 std. errors", inches, HEAD)
     head(panels[1], "mean λ\n± 2 std. errors", inches, HEAD)
@@ -114,14 +115,13 @@ def block_figure(
         for name, value in wholes.items():
             draw_whole(panels[2], abs(value), looks[name])
         head(panels[2], "leading |λ|; dashed:\nfull matrix", inches, HEAD)
-        head(panels[3], "share of the leading\neigenvector, |u|²", inches, HEAD)
+        head(panels[3], "share of leading\neigenvector, |u|²", inches, HEAD)
     else:
         magnitudes(panels[2], results, rows, looks, lambda b: (b.sensitivity, b.sensitivity_error))
         head(panels[2], "saliency Σ dθ²/2\n± 2 std. errors", inches, HEAD)
-    names = shortened([settable(first[i].name) for i in rows], 0.22 * 72 * width, 7)
     panels[0].set(yticks=range(len(rows)), ylim=(len(rows) - 0.4, -0.6))
     for axes in grid[:, 0]:
-        axes.set_yticklabels(names, fontsize=7)
+        axes.set_yticklabels(names, fontsize=NAMES)
     for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=7)

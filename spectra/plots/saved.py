@@ -48,31 +48,31 @@ class Result(NamedTuple):
         return self.entry.curvature
 
     def numbers(self, name: str) -> Any:
-        """The number or array of this field; raises SpectraError where there is none, or it is not finite."""
+        """The number or array in this field. Raises SpectraError where it is missing or not finite."""
         found = getattr(self.entry, name, None)
         if found is None or not np.size(found):
             raise self.lacks(name)
         if not np.isfinite(found).all():
             what = f"{key_of(self.entry, name)} of {self.curvature}"
-            text = f"{what}: a number is not finite; draw others with `curvature` NAME"
+            text = f"{what}: a number is not finite; select other matrices by `curvature`"
             raise input_error("RESULT", self.path, text)
         return found
 
     def lacks(self, name: str) -> SpectraError:
-        """The error that says which number of the entry no figure can use."""
+        """The error for a number of the entry that is missing or cannot be drawn."""
         key = key_of(self.entry, name)
         text = f"{self.curvature} is without {key} that a figure can use; run spectra {self.command} again"
         return input_error("RESULT", self.path, text)
 
 
 class Spectrum(NamedTuple):
-    """The eigenvalues and residuals of an entry, and which end they are from."""
+    """The eigenvalues and residuals of an entry, and the end of the spectrum that they are from."""
 
     values: np.ndarray  # (k,)
     residuals: np.ndarray  # (k,)
     which: str
-    sampling_errors: np.ndarray | None = None  # (k,), of a matrix that is itself an estimate
-    spread: np.ndarray | None = None  # (k,), of single examples, where the values are means over them
+    sampling_errors: np.ndarray | None = None  # (k,), where the matrix is itself an estimate
+    spread: np.ndarray | None = None  # (k,), over single examples, where the values are means over these
 
 
 def spectrum(result: Result) -> Spectrum:
@@ -112,26 +112,26 @@ def named(result: Result) -> str:
 
 
 def threshold(result: Result) -> float | None:
-    """The threshold of stability of an entry's eigenvalues, where there is one."""
+    """The threshold of stability for an entry's eigenvalues, or None."""
     found = result.problem.get("precondition")
     return found.threshold_of(result.curvature) if found else None
 
 
 def eig_figure(spectra: dict[str, Spectrum], **options: Any) -> Figure:
-    """The figure of eigenvalues, its axis named by their order where all have one."""
+    """Draw eigenvalues; the axis of ranks is named by their order where all have the same order."""
     orders = {found.which for found in spectra.values()}
     rank = RANKS.get(orders.pop(), "rank") if len(orders) == 1 else "rank"
     return eigenvalue_figure(spectra, rank=rank, **options)
 
 
 class Kind(NamedTuple):
-    """The way to draw a kind of result: how an entry is read, and the function that draws several."""
+    """How results of one command are drawn: the function that reads an entry, and the function that draws several."""
 
     answer: Callable[[Result], Any]
     figure: Callable[..., Figure]
-    most: float  # answers that a reader can tell apart
-    drawn: tuple[str, ...]  # numbers of an entry
-    marked: bool = False  # by thresholds of stability
+    most: float  # curves that a reader can tell apart
+    drawn: tuple[str, ...]  # fields of an entry
+    marked: bool = False  # whether thresholds of stability are drawn
 
     def more(self, results: Sequence[Result]) -> dict[str, Any]:
         """Further options of the figure."""
@@ -185,7 +185,7 @@ def saved_figure(
         raise input_error("`figure`", name, f"results of {records[0].command} have one figure; leave `figure` out")
     kind = KINDS[records[0].command]
     if (count := sum(map(len, results))) > kind.most:
-        text = f"{count} curves are more than a reader can tell apart; leave all but {kind.most} out, or `curvature`"
+        text = f"{count} curves are too many to tell apart; draw {kind.most} at most, or select some by `curvature`"
         raise input_error("RESULT", files[-1], text)
     known = names(labels, default_labels(files), [[named(result) for result in some] for some in results])
     every = [result for some in results for result in some]
@@ -231,14 +231,14 @@ def record_figures(path: Path, record: Record, width: float = PAGE) -> dict[str,
 
 
 def is_finite(entry: Any, name: str) -> bool:
-    """Whether the entry has this number or array, and all of it is finite."""
+    """Whether the entry has this number or array and it is finite."""
     found = getattr(entry, name, None)
     return found is not None and bool(np.isfinite(found).all())
 
 
 @contextmanager
 def intact(path: Path, command: str) -> Iterator[None]:
-    """A context that turns any error on a damaged record into a SpectraError that names its file."""
+    """A context that turns any error caused by a damaged record into a SpectraError that names its file."""
     try:
         yield
     except SpectraError as error:
@@ -248,27 +248,27 @@ def intact(path: Path, command: str) -> Iterator[None]:
     except Lacks as error:
         key = error.args[0]
         raise input_error("RESULT", path, f"lacks '{key}'; run spectra {command} again") from error
-    except Exception as error:  # a record of a stranger may break anything; SPECTRA_TRACEBACK=1 shows where
+    except Exception as error:  # a damaged record may break anything; SPECTRA_TRACEBACK=1 shows where
         text = f"is not a result of spectra {command} ({describe(error)}); run it again"
         raise input_error("RESULT", path, text) from error
 
 
 def read_modest(path: Path, commands: Sequence[str]) -> tuple[Path, Record]:
-    """A saved record and its file. Raises SpectraError, also where it holds more than can be shown."""
+    """The file and the record of a saved result. Raises SpectraError, also where it has more numbers than are shown."""
     path, tree = read(path, commands)
     refuse_many(path, tree)
     return path, Record.of(tree, path)
 
 
 def refuse_many(path: Path, record: dict[str, Any]) -> None:
-    """Raise SpectraError where JSON holds more numbers than any run leaves: a figure of them would take hours."""
+    """Raise SpectraError where JSON has more numbers than any run writes; drawing them would take hours."""
     for entry in record["results"]:
         values = entry.get("eigenvalues") if isinstance(entry, dict) else None
         if isinstance(values, list) and len(values) > MOST_EIGENVALUES:
-            text = f"holds {len(values):,} eigenvalues of a matrix; up to {MOST_EIGENVALUES:,} are shown, ask for fewer"
+            text = f"has {len(values):,} eigenvalues of a matrix; at most {MOST_EIGENVALUES:,} are shown, compute fewer"
             raise input_error("RESULT", path, text)
     if (count := numbers_in(record)) > MOST_NUMBERS:
-        raise input_error("RESULT", path, f"holds {count:,} values; up to {MOST_NUMBERS:,} are shown, ask for fewer")
+        raise input_error("RESULT", path, f"has {count:,} values; at most {MOST_NUMBERS:,} are shown, compute fewer")
 
 
 def numbers_in(tree: Any) -> int:
@@ -287,27 +287,29 @@ def numbers_in(tree: Any) -> int:
 def results_of(file: Path, record: Record) -> list[Result]:
     """The entries of a record. Raises SpectraError where there are none."""
     if not record.results:
-        raise input_error("RESULT", file, "names no curvature that it is a result of; run the command again")
+        raise input_error("RESULT", file, "has no results; run the command again")
     return [Result(file, record.command, record.problem, entry) for entry in record.results]
 
 
 def check_choice(
     files: Sequence[Path], records: Sequence[Record], results: Sequence[list[Result]], curvatures: Sequence[str]
 ) -> None:
-    """Raise SpectraError unless all files are of one command, none comes twice, and each has something to draw."""
+    """Raise SpectraError unless all files are of one command and differ, and each has a matrix to draw."""
     first = records[0].command
     every = {result.curvature for some in results for result in some}
     for name in curvatures:
         if name not in every:
-            raise input_error("`curvature`", name, f"no RESULT has it; {suggest(name, every)}")
+            raise input_error("`curvature`", name, f"no RESULT has this matrix; {suggest(name, every)}")
     for i, (file, record, some) in enumerate(zip(files, records, results, strict=True)):
         held = [result.curvature for result in some]
         if record.command != first:
-            text = f"a result of {record.command}, but {files[0]} one of {first}; draw each kind by itself"
+            text = f"is a result of {record.command}, but {files[0]} of {first}; draw them in separate figures"
             raise input_error("RESULT", file, text)
         if os.path.realpath(file) in [os.path.realpath(other) for other in files[:i]]:
-            raise input_error("RESULT", file, "is named twice; name it once")
+            raise input_error("RESULT", file, "is given twice; give it once")
         if len(set(held)) < len(held):
-            raise input_error("RESULT", file, "holds a matrix twice; run the command again")
+            raise input_error("RESULT", file, "has results of one matrix twice; run the command again")
         if curvatures and not set(held) & set(curvatures):
-            raise input_error("RESULT", file, f"has only {', '.join(held)}; leave it out, or name one of them")
+            raise input_error(
+                "RESULT", file, f"has only {', '.join(held)}; leave it out, or select one of these with `curvature`"
+            )
