@@ -208,29 +208,33 @@ def figure(rows: Sequence[Row]) -> Figure:
         for axes in (relu, kinks):
             axes.set_xlabel(r"step $R = |rv|\,/\,|w|$")
         handles, labels = random.get_legend_handles_labels()
-        made.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8.5)
+        made.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8.5, numpoints=1)
         return made
 
 
 def look(form: str, dtype: str) -> dict[str, Any]:
-    """The look of a curve: colour for the form, dashes for the dtype."""
+    """The look of a curve: colour, thickness and marker for the form, dashes for the dtype."""
+    central = form == "central"
     return {
-        "color": COLOURS[0 if form == "central" else 1],
+        "color": COLOURS[0 if central else 4],
         "linestyle": "solid" if dtype == "float64" else (0, (4, 1.5)),
-        "linewidth": 1.6,
+        "linewidth": 1.2 if central else 2.4,
+        "marker": "o" if central else "s",
+        "zorder": 3 if central else 2,
     }
 
 
 def draw_errors(axes: Axes, rows: Sequence[Row], name: str, along: str) -> None:
-    """The error of each form and dtype against the step, a dot at the default step."""
+    """Draw the error of each form and dtype against the step, with a marker at the default step."""
     for form in ("central", "forward"):
         for dtype in ("float64", "float32"):
             curve = pick(rows, network=name, dtype=dtype, form=form, along=along)
             x, y = ([r[what] for r in curve] for what in ("step", "error"))
-            axes.loglog(x, y, label=f"{form}, {dtype}", **look(form, dtype))
             default = best_step(form, getattr(torch, dtype))
             here = float(np.exp(np.interp(math.log(default), np.log(x), np.log(y))))
-            axes.loglog([default], [here], "o", color=look(form, dtype)["color"], markersize=5, zorder=5)
+            style = look(form, dtype)
+            axes.loglog(x, y, label=f"{form}, {dtype}", markevery=[], **style)
+            axes.loglog([default], [here], **style | {"zorder": 5}, markersize=6, markeredgecolor="black", mew=0.7)
     axes.set_ylim(1e-12, 30)
     axes.set_xlim(1e-12, 1)
 
@@ -251,9 +255,9 @@ def draw_kinks(axes: Axes, rows: Sequence[Row]) -> None:
     """The kinks that lie between the ends of a difference, in float64; none is not drawn."""
     for form in ("central", "forward"):
         curve = [r for r in pick(rows, network="ReLU", dtype="float64", form=form, along=ALONG[0]) if r["kinks"]]
-        axes.loglog([r["step"] for r in curve], [r["kinks"] for r in curve], **look(form, "float64"))
-    axes.set_title("ReLU: kinks crossed (median)", fontsize=9)
-    axes.set_ylabel("units of examples that change sign")
+        axes.loglog([r["step"] for r in curve], [r["kinks"] for r in curve], markevery=[], **look(form, "float64"))
+    axes.set_title("ReLU, random $v$: kinks crossed (median)", fontsize=9)
+    axes.set_ylabel("sign changes (units × examples)")
 
 
 # The page
@@ -272,7 +276,7 @@ def page(found: Sequence[Row], rows: Sequence[Row], how: Row) -> str:
         "both, on two trained networks (64-32-32-10, 3,466 parameters, 1,797 digits, cross entropy), over twelve "
         "orders of magnitude of the step R = |r v| / |w|.",
         "![Error against the step](errors.png)",
-        f"*Median over {VECTORS} random v, and the leading eigenvector. Dots: the defaults of `--products "
+        f"*Median over {VECTORS} random v, and the leading eigenvector. Markers: the defaults of `--products "
         "finite-difference` and `forward-difference`. Grey: slopes predicted by theory. Lower right: the number of "
         "pairs of a unit and an example with a kink between the two points of the difference, in float64.*",
         "## Findings",

@@ -104,13 +104,15 @@ def train(out: Path) -> list[Row]:
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
-    """The eigenvalues, and below them the products of each recording in both ways."""
+    """Draw the eigenvalues, and below them the products of each recording from a cold and from a warm start."""
     steps = [row.step for row in rows]
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(6.5, 4.4), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.4])
         top.plot(steps, [row.largest for row in rows], color=COLOURS[0], label="largest eigenvalue")
-        top.plot(steps, [row.smallest for row in rows], color=COLOURS[2], linestyle=(0, (5, 2)), label="fifth")
+        top.plot(
+            steps, [row.smallest for row in rows], color=COLOURS[2], linestyle=(0, (5, 2)), label="fifth eigenvalue"
+        )
         top.set(ylabel="Hessian eigenvalue", ylim=(0, None))
         top.legend(frameon=False, fontsize=8)
         bottom.plot(
@@ -119,16 +121,16 @@ def draw(rows: Sequence[Row], out: Path) -> None:
             ".",
             color=COLOURS[1],
             ms=3,
-            label="afresh, others searched for",
+            label="cold start, with search",
         )
         for searched, marker, label in (
-            (True, "s", "from the last, others searched for"),
-            (False, "o", "from the last"),
+            (True, "s", "warm start, with search"),
+            (False, "o", "warm start alone"),
         ):
             some = [row for row in rows if row.searched == searched]
             look = {"color": COLOURS[0], "ms": 3, "mfc": COLOURS[0] if searched else "white", "linestyle": "none"}
             bottom.plot([r.step for r in some], [r.warm_products for r in some], marker, label=label, **look)
-        bottom.set(xlabel="training step", ylabel="products of a recording", ylim=(0, 45), xlim=(-20, STEPS + 20))
+        bottom.set(xlabel="training step", ylabel="products per recording", ylim=(0, 45), xlim=(-20, STEPS + 20))
         bottom.legend(frameon=False, fontsize=8, ncols=1, loc="upper right")
         save_figure(figure, out)
 

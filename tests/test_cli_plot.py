@@ -54,7 +54,8 @@ def refused(capsys, place, *arguments):
 
 
 def legend(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+    (found,) = (one for part in (figure, *figure.subfigs) for one in part.legends)
+    return [text.get_text() for text in found.get_texts()]
 
 
 @pytest.mark.sampled(5)
@@ -161,7 +162,10 @@ FILES = {
     "other.json": ('{"schema": "draft", "results": []}', "is JSON, but not a result of spectra"),
     "newer.json": ('{"schema": 2, "command": "eig", "problem": {}, "results": []}', "upgrade spectra"),
     "inspect.json": ('{"schema": 1, "command": "inspect", "problem": {}, "results": []}', "density, eig, trace"),
-    "none.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": []}', "names no curvature"),
+    "none.json": (
+        '{"schema": 1, "command": "eig", "problem": {}, "results": []}',
+        "has no results; run the command again",
+    ),
     "nameless.json": ('{"schema": 1, "command": "eig", "problem": {}, "results": [3]}', "an entry has no curvature"),
     "absent.json": (None, "No such file"),
 }
@@ -222,16 +226,29 @@ def test_a_matrix_that_is_not_finite_spoils_a_figure_only_where_it_is_drawn(plac
         ("one --out one/eig.json/a.png", "--out one/eig.json: cannot be written"),
         ("one --out a.png --width 1", "'--width'"),
         ("one --out a.png --width nan", "'--width'"),
-        ("one one/eig.json --out a.png", "RESULT one/eig.json: is named twice"),
-        ("one other --out a.png", "RESULT other/trace.json: a result of trace, but one/eig.json one of eig"),
-        ("dir.png --out a.png", "RESULT dir.png: the directory has none of density.json, eig.json, trace.json"),
-        ("one --out a.png --curvature gnn", "--curvature gnn: no RESULT has it; did you mean ggn?"),
-        ("one two --out a.png --curvature hessian", "RESULT two/eig.json: has only ggn"),
-        ("one two --out a.png --label a", "--label a: 1 for 2; give one for each RESULT"),
+        ("one one/eig.json --out a.png", "RESULT one/eig.json: is given twice; give it once"),
+        (
+            "one other --out a.png",
+            "RESULT other/trace.json: is a result of trace, but one/eig.json of eig; draw them in separate figures",
+        ),
+        ("dir.png --out a.png", "RESULT dir.png: the directory holds none of density.json, eig.json, trace.json"),
+        ("one --out a.png --curvature gnn", "--curvature gnn: no RESULT has this matrix; did you mean ggn?"),
+        (
+            "one two --out a.png --curvature hessian",
+            "RESULT two/eig.json: has only ggn; leave it out, or select",
+        ),
+        ("one two --out a.png --label a", "--label a: 1 label for 2 RESULTs; give one for each"),
         ("one two --out a.png --label a --label a", "--label 'a': is repeated or empty"),
+        ("one --out a.png --figure trace", "--figure trace: results of eig have one figure; leave --figure out"),
         ("one --out a.png --label ''", "--label '': is repeated or empty"),
-        (r"one --out a.png --title '$\foo$'", r"--title $\foo$: no mathematics that can be set"),
-        ("one --out a.png --label 语", r"--label 语: DejaVu Sans has no '\u8bed'"),
+        (
+            r"one --out a.png --title '$\foo$'",
+            r"--title $\foo$: the text between dollar signs is not valid",
+        ),
+        (
+            "one --out a.png --label 语",
+            r"--label 语: the font DejaVu Sans has no character '\u8bed'; use other",
+        ),
     ],
 )
 def test_a_wrong_argument_gets_one_line(arguments, line, place, capsys):
@@ -243,7 +260,8 @@ def test_a_wrong_argument_gets_one_line(arguments, line, place, capsys):
 
 def test_more_curves_than_can_be_told_apart_are_refused(place, capsys):
     paths = [keep(place / f"r{i}", "eig") for i in range(8)]
-    assert "16 curves are more than a reader can tell apart" in refused(capsys, place, *paths, "--out", "a.png")
+    line = refused(capsys, place, *paths, "--out", "a.png")
+    assert "16 curves are too many to tell apart; draw 14 at most, or select some by --curvature" in line
     assert run(capsys, *paths[:7], "--out", "a.png")[0] == 0
 
 
@@ -279,6 +297,7 @@ def test_a_comparison_is_drawn_as_it_stands(place, capsys):
     figure, files = saved_figure([file])
     assert files == [file]
     assert legend(figure) == ["hessian", "ggn"]
+    assert saved_figure([file], width=3.25, name="compare")[0].get_figwidth() == 3.25
     eigenvalues, overlaps, _, distances = figure.axes
     np.testing.assert_allclose(eigenvalues.containers[0].lines[0].get_ydata(), [4.0, 1.0])
     np.testing.assert_allclose(overlaps.lines[0].get_ydata(), [0.9])
@@ -288,13 +307,18 @@ def test_a_comparison_is_drawn_as_it_stands(place, capsys):
 @pytest.mark.parametrize(
     ("changes", "arguments", "line"),
     [
-        ({}, "run run2", "RESULT run2/compare.json: a result of compare has a figure of its own; draw it alone"),
-        ({}, "run --log", "--log: it has no effect on the figure of compare; leave it out"),
-        ({}, "run --title a", "--title: it has no effect on the figure of compare"),
-        ({}, "run --width 4", "--width: it has no effect on the figure of compare"),
-        ({}, "run --label a", "--label: it has no effect on the figure of compare"),
-        ({}, "run --curvature ggn", "--curvature: it has no effect on the figure of compare"),
-        ({"eigenvalues": [None, 1.0]}, "run", "RESULT run/compare.json: holds no finite numbers to draw"),
+        ({}, "run run2", "RESULT run2/compare.json: a figure of compare shows one result; give one RESULT at a time"),
+        ({}, "run --log", "--log: it has no effect on the figures of compare; leave it out"),
+        ({}, "run --title a", "--title: it has no effect on the figures of compare"),
+        (
+            {},
+            "run --figure compare-held-out",
+            "--figure compare-held-out: run/compare.json has no such figure",
+        ),
+        ({}, "run --figure x", "--figure x: run/compare.json has no such figure; there is compare"),
+        ({}, "run --label a", "--label: it has no effect on the figures of compare"),
+        ({}, "run --curvature ggn", "--curvature: it has no effect on the figures of compare"),
+        ({"eigenvalues": [None, 1.0]}, "run", "RESULT run/compare.json: has no finite numbers to draw"),
         ({"residuals": [0.1]}, "run", "RESULT run/compare.json: is not a result of spectra compare (ValueError"),
         (
             {"nodes": [1.0]},
@@ -313,4 +337,7 @@ def test_what_is_wrong_with_a_comparison_gets_one_line(changes, arguments, line,
 def test_a_comparison_among_others_is_refused(place, capsys):
     keep(place / "one", "eig"), compared(place / "run")
     line = refused(capsys, place, "one", "run", "--out", "a.png")
-    assert line == "RESULT run/compare.json: a result of compare, but one/eig.json one of eig; draw each kind by itself"
+    assert (
+        line
+        == "RESULT run/compare.json: is a result of compare, but one/eig.json of eig; draw them in separate figures"
+    )

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.transforms import Bbox
 from test_density import low_rank, marchenko_pastur, network, semicircle_with_spikes, slq
 
 from spectra.errors import SpectraError
@@ -40,21 +41,34 @@ FIGURES = {
 }
 
 
+def box_of(text):
+    """The box of a text in pixels; of a slanted one, as along a 3D axis, that of its middle."""
+    box = text.get_window_extent()
+    if text.get_rotation() % 90 == 0:
+        return box
+    x, y, half = *((box.p0 + box.p1) / 2), text.get_fontsize() / 2 * text.figure.dpi / 72
+    return Bbox([[x - half, y - half], [x + half, y + half]])
+
+
 def texts(figure):
     """Every text on the page that a reader sees, with its box in pixels."""
     figure.draw_without_rendering()
     found = []
     for axes in [*figure.axes, *(inset for panel in figure.axes for inset in panel.child_axes)]:
+        if not axes.get_visible():
+            continue
         found += [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        if axes.get_legend():
+            found += axes.get_legend().get_texts()
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
             slack = 1e-9 * (high - low)
             ticks = [tick for tick in axis.get_major_ticks() if low - slack <= tick.get_loc() <= high + slack]
             found += [tick.label1 for tick in ticks if tick.label1.get_visible()] + [axis.offsetText]
     for part in [figure, *figure.subfigs]:
-        found += [part._suptitle] if part._suptitle else []
+        found += [text for text in (part._suptitle, part._supxlabel, part._supylabel) if text]
         found += [text for legend in part.legends for text in [legend.get_title(), *legend.get_texts()]]
-    boxes = [(text.get_text(), text.get_window_extent()) for text in found if text.get_text().strip()]
+    boxes = [(text.get_text(), box_of(text)) for text in found if text.get_text().strip()]
     return [(text, box) for text, box in boxes if box.width > 1]  # offsets of shared axes are never drawn
 
 

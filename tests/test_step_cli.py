@@ -267,7 +267,7 @@ def test_figures_of_what_was_found(record):
     figure = step_figures(found)["step"]
     assert sum(axes.axison for axes in figure.axes) == 6
     shares = figure.axes[4]
-    assert [line.get_label() for line in shares.lines][-1] == "chance, j/n"
+    assert [line.get_label() for line in shares.lines][-1] == "random direction: j/n"
     np.testing.assert_allclose(shares.lines[-1].get_ydata(), np.array([1, 2]) / N)
     assert step_figures(record(f"{LINE} -k 0 --curvature hessian"))["step"].axes
     assert step_figures(found.changed(point=None)) == {}

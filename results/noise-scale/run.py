@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import spectra
 from spectra.demo import mlp
-from spectra.plots.style import COLOURS, STYLE, Figure
+from spectra.plots.style import COLOURS, DASHES, STYLE, Figure, save_figure
 
 HERE = Path(__file__).parent
 BATCHES = [4, 8, 16, 32, 64, 128, 256, 512]
@@ -121,29 +121,32 @@ def noise_over_training(x: Tensor, y: Tensor) -> list[dict]:
 
 
 def figure(steps: np.ndarray, fits: list[tuple[np.ndarray, np.ndarray]], rows: list[dict]) -> Figure:
-    """Steps (targets, batches) against batches with the fits, and noise scales against the loss."""
-    colours, batches = (COLOURS[1], COLOURS[3]), np.array(BATCHES, dtype=float)
+    """Draw steps (targets, batches) against batch sizes with the fits, and noise scales against the loss."""
+    batches, fine = np.array(BATCHES, dtype=float), np.geomspace(3, 700, 100)
     with matplotlib.style.context(STYLE):
-        made = Figure(figsize=(6.8, 2.9), layout="constrained")
+        made = Figure(figsize=(6.5, 3.4), layout="constrained")
         left, right = made.subplots(1, 2)
-        fine = np.geomspace(3, 700, 100)
-        for target, some, (best, errors), colour in zip(TARGETS, steps, fits, colours, strict=True):
-            left.plot(fine, best[0] * (1 + best[1] / fine), color=colour, linewidth=1.2)
+        for i, (target, some, (best, errors)) in enumerate(zip(TARGETS, steps, fits, strict=True)):
+            look = {"color": COLOURS[1 + 2 * i], "linestyle": DASHES[i]}
+            left.plot(fine, best[0] * (1 + best[1] / fine), linewidth=1.2, **look)
             label = f"to a loss of {target}: B* = {best[1]:.0f}"
-            left.plot(batches, some, "o", color=colour, markersize=5, label=label)
+            left.plot(batches, some, **look | {"linestyle": "none", "marker": "^D"[i]}, markersize=5, label=label)
             low, high = best[1] * np.exp(np.array([-2, 2]) * errors[1])
-            right.fill_between([rows[0]["loss"], target], low, high, color=colour, alpha=0.2, linewidth=0)
-            right.plot([rows[0]["loss"], target], [best[1]] * 2, color=colour, label=f"B* by training to {target}")
-        left.set(xscale="log", yscale="log", xlabel="batch", ylabel="steps")
-        left.legend(fontsize=8, frameon=False)
+            span = [rows[0]["loss"], target]
+            right.fill_between(span, low, high, color=look["color"], alpha=0.2, linewidth=0)
+            right.plot(span, [best[1]] * 2, label=f"B* by training to a loss of {target}", **look)
+        left.set(xscale="log", yscale="log", xlabel="batch size (examples)", ylabel="training steps")
         for name, colour, marker in (("simple", COLOURS[0], "o"), ("full", COLOURS[2], "s")):
             known = [row for row in rows if row[f"{name}_all"] is not None]
             values = [row[f"{name}_all"] for row in known]
             at = [row["loss"] for row in known]
-            right.plot(at, values, marker, linestyle="-", color=colour, markersize=4, linewidth=1, label=name)
-        right.set(xscale="log", yscale="log", xlabel="mean loss, falling", ylabel="noise scale (examples)")
+            right.plot(at, values, marker, ls="-", color=colour, markersize=4, linewidth=1, label=name)
+        right.set(
+            xscale="log", yscale="log", xlabel="mean loss, which falls in training", ylabel="noise scale (examples)"
+        )
         right.invert_xaxis()
-        right.legend(fontsize=8, frameon=False)
+        for axes in (left, right):
+            axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(-0.1, 1), borderaxespad=0.2)
     return made
 
 
@@ -173,7 +176,7 @@ def main() -> None:
             writer = csv.DictWriter(file, lines[0])
             writer.writeheader()
             writer.writerows(lines)
-    figure(steps, fits, rows).savefig(HERE / "noise.png")
+    save_figure(figure(steps, fits, rows), HERE / "noise.png")
 
 
 if __name__ == "__main__":

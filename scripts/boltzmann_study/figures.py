@@ -1,4 +1,4 @@
-"""The figures: images drawn from the machine, exact spectra, and estimates from samples beside them."""
+"""The figures: images drawn from the machine, exact spectra, and estimates of them from samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from scripts.boltzmann_study.measure import CHAINS, COUNTS, LEADING, STEPS
-from spectra.plots.style import COLOURS, STYLE, Figure, line_style, save_figure
+from spectra.plots.style import COLOURS, STYLE, Figure, line_style, marker_style, save_figure
 
 TITLE = {"loc": "left", "fontsize": 9}
 LINEAR = 1e-3  # eigenvalues below are drawn on a linear scale
@@ -60,7 +60,7 @@ def ranked(axes: Axes, arrays: dict[str, Tensor], curves: dict[str, str], title:
 
 
 def estimates(rows: list[dict[str, Any]], deviations: Tensor) -> Figure:
-    figure = Figure(figsize=(6.5, 3.0), layout="constrained")
+    figure = Figure(figsize=(6.5, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     place = np.arange(1, LEADING + 1)
     left.axhline(1, color="black", linewidth=1.0, label="exact")
@@ -68,14 +68,15 @@ def estimates(rows: list[dict[str, Any]], deviations: Tensor) -> Figure:
     for index, row in enumerate(rows):
         at = place + 0.24 * (index - 1)
         forms, errors, own = (row[name][:LEADING] / exact for name in ("forms", "form_errors", "eigenvalues"))
-        style = {"color": COLOURS[index], "markersize": 3.5}
-        left.errorbar(at, forms, errors, fmt="o", label=f"u'Su, {row['count']} samples a chain", elinewidth=1, **style)
-        left.plot(at, own, "x", label=None if index else "eigenvalues of S", **style)
+        style = marker_style(index) | {"markersize": 4}
+        samples = f"{row['count']} samples per chain"
+        left.errorbar(at, forms, errors, label=f"u'Su ± standard error, {samples}", elinewidth=1, **style)
+        hollow = style | {"markerfacecolor": "white", "zorder": 4}
+        left.plot(at, own, label=f"eigenvalue of S, {samples}", **hollow)
     left.set_xlabel("rank of the eigenvalue")
-    left.set_ylabel("over the exact eigenvalue")
+    left.set_ylabel("estimate / exact eigenvalue")
     left.set_title("leading eigenvalues", **TITLE)
-    left.legend(frameon=False, fontsize=7, ncols=2)
-    left.set_ylim(top=1.15)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=7.5, ncols=2)
     grid = np.linspace(-4.5, 4.5, 300)
     bins = np.linspace(-4.5, 4.5, 37)
     right.hist(deviations[deviations.isfinite()].numpy(), bins=bins, density=True, color=COLOURS[5], label="measured")
@@ -84,5 +85,6 @@ def estimates(rows: list[dict[str, Any]], deviations: Tensor) -> Figure:
     right.set_yticks([])
     right.spines["left"].set_visible(False)
     right.set_title("errors of products and u'Su", **TITLE)
-    right.legend(frameon=False, fontsize=7)
+    right.legend(frameon=False, fontsize=7, loc="upper left", borderaxespad=0)
+    right.set_ylim(top=1.45 * right.get_ylim()[1])
     return figure

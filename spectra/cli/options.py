@@ -50,6 +50,15 @@ class NonNegative(Positive):
         return number >= 0
 
 
+class Inches(Positive):
+    """A width of a figure at which its text can be read."""
+
+    wanted = "a number of inches from 3 to 40"
+
+    def holds(self, number: float) -> bool:
+        return 3 <= number <= 40
+
+
 class Count(click.IntRange):
     """An integer from `min` to `most`; the help does not show `most`, by default the largest int64."""
 
@@ -193,6 +202,7 @@ PRECONDITION = click.option("--precondition", **SPEC, help="Analyse P^-1/2 A P^-
 COMPILE = click.option("--compile/--no-compile", default=None, help="Compile matrix-vector products with torch.compile.  [default: on a GPU, if that is expected to save time]")  # fmt: skip
 OUT = click.option("--out", metavar="DIR", type=Named(path_type=Path, file_okay=False), help="Directory to write results to.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+WIDTH = click.option("--width", metavar="INCHES", type=Inches(), default=6.5, show_default=True, help="Width of the figure. 3.25 fits a column of a paper, 6.5 a page.")  # fmt: skip
 CONFIG = click.option("--config", metavar="FILE", type=Named(path_type=Path), is_eager=True, expose_value=False, callback=read_config, help="Read options from a .toml file, or from the .json of an earlier result. The command line overrides them.")  # fmt: skip
 
 

@@ -8,18 +8,9 @@ from pathlib import Path
 import click
 
 from spectra.cli.layout import Command
-from spectra.cli.options import Named, Positive
+from spectra.cli.options import WIDTH, Named
 from spectra.cli.terminal import answer
 from spectra.quoting import quoted
-
-
-class Inches(Positive):
-    """A width in inches at which the text of a figure is legible."""
-
-    wanted = "a number of inches from 3 to 40"
-
-    def holds(self, number: float) -> bool:
-        return 3 <= number <= 40
 
 
 class FigurePath(Named):
@@ -58,22 +49,20 @@ class FigurePath(Named):
 @click.option(
     "--log", is_flag=True, help="Draw eigenvalues and traces on a logarithmic axis, which is linear around zero."
 )
+@WIDTH
 @click.option(
-    "--width",
-    metavar="INCHES",
-    type=Inches(),
-    default=6.5,
-    show_default=True,
-    help="Width of the figure. 3.25 fits a column, 6.5 a page.",
+    "--figure",
+    metavar="NAME",
+    help="Figure of compare, layers or landscape, by the name of its file (e.g. compare-held-out).  [default: the first]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path of the figure.")
-def plot(results, out, curvature, label, title, log, width, as_json) -> int:
+def plot(results, out, curvature, label, title, log, width, figure, as_json) -> int:
     """Draw a figure from saved results, without computing them again.
 
-    RESULT is a .json file that eig, trace or density wrote, or a directory, in
-    which density.json, else eig.json, else trace.json is drawn. Several results of
-    one command share a figure. The file of compare, layers, landscape or step is
-    drawn alone, as the command drew it.
+    A RESULT is a file that eig, trace, density, compare, layers, landscape or
+    step wrote, or a directory with such a file. Several results of eig, of trace
+    or of density share a figure. Results of the other commands are drawn one at a
+    time, and take only --width and --figure.
     """
     from spectra.atomic import write_atomically
     from spectra.plots import save_figure
@@ -81,9 +70,9 @@ def plot(results, out, curvature, label, title, log, width, as_json) -> int:
     from spectra.records.drawn import PlotRecord
     from spectra.records.files import prepare_directory
 
-    figure, files = saved_figure(results, label, curvature, title, log, width)
+    drawn, files = saved_figure(results, label, curvature, title, log, width, figure)
     prepare_directory(out.parent)
-    write_atomically(out, lambda file: save_figure(figure, file, out.suffix[1:].lower()))
+    write_atomically(out, lambda file: save_figure(drawn, file, out.suffix[1:].lower()))
     record = PlotRecord(figure=str(out), results=list(map(str, files)))
     answer(record.to_json() if as_json else quoted(out, None))
     return 0

@@ -10,7 +10,7 @@ import click
 
 from spectra.cli.inspect import inspect
 from spectra.cli.layout import Command, Group
-from spectra.cli.options import JSON, Named
+from spectra.cli.options import JSON, WIDTH, Named
 from spectra.cli.plan_options import checked_plan
 from spectra.cli.terminal import answer, note
 from spectra.cli.trust import TRUST_PLAN, refuse_elsewhere
@@ -117,8 +117,9 @@ def status(path, as_json) -> int:
     metavar="SPEC",
     help="Log the table to a tracker, each checkpoint as a step: tensorboard:DIR, wandb:PROJECT, trackio:PROJECT, or file.py:name of a function (values, step) or of an object with .log(values, step).",
 )
+@WIDTH
 @JSON
-def collect(path, log, as_json) -> int:
+def collect(path, log, width, as_json) -> int:
     """Collect the finished tasks in one table and figures.
 
     The files table.csv, table.json, evolution.png and evolution.pdf are written
@@ -130,7 +131,7 @@ def collect(path, log, as_json) -> int:
 
     plan = checked_plan(path)
     evolution = collected(plan)
-    files = evolution_files(evolution, plan.out)
+    files = evolution_files(evolution, plan.out, width)
     if log:
         track(evolution, log)
     for text in evolution.notes:

@@ -1,4 +1,4 @@
-"""One HTML file from results: tables as on the terminal, figures, the problem, and how to repeat it.
+"""The HTML page of `spectra report`: the problem, figures, tables as on the terminal, and command lines.
 
-Without scripts and without the network: everything that the page shows is inside it.
+The page needs no scripts and no network: everything that it shows is in the one file.
 """

@@ -1,4 +1,4 @@
-"""The whole page: the problem, then each result with its figures and tables and how to repeat it."""
+"""The whole page: the problem, then each result with its figures, its tables and its command line."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ class Section(NamedTuple):
 
     title: str
     path: str
-    lead: str  # what it is of
-    own: Facts  # of its problem, where other results have others
+    lead: str  # what the result shows
+    own: Facts  # about its problem, that not all results share
     figures: list[Drawing]
     parts: list[str | Table]
-    ways: list[list[str]]  # command lines that make it again, option by option
+    ways: list[list[str]]  # command lines that repeat it, option by option
 
 
 def document(results: Sequence[tuple[Path, Record]], title: str | None, repeat: Repeat) -> str:
-    """HTML of results, in this order; the same bytes for the same results.
+    """Write HTML of results in the order given; the same results give the same bytes.
 
     Args:
         results: files and records.
-        title: by default what the page is of.
-        repeat: command lines that make the record in a file again, as words: the options typed out, and read from
-            the file; none where it is not known what would.
+        title: by default made of model and data.
+        repeat: a function of a file and its record that returns the command lines that repeat it, as lists of words:
+            one with all options, and one that reads them from the file; an empty list where they are not known.
 
-    Raises SpectraError: a record that is not whole.
+    Raises SpectraError: a record that is not complete.
     """
-    told = []
+    known = []
     for path, record in results:
         with intact(path, record.command):
-            told.append(facts(record))
-    common = shared(told)
+            known.append(facts(record))
+    common = shared(known)
     sections = [
         section(path, record, {name: text for name, text in own.items() if name not in common}, repeat)
-        for (path, record), own in zip(results, told, strict=True)
+        for (path, record), own in zip(results, known, strict=True)
     ]
     title = title or usual_title(common)
     return TEMPLATES.get_template("page.html").render(
@@ -64,7 +64,7 @@ def document(results: Sequence[tuple[Path, Record]], title: str | None, repeat: 
 
 
 def usual_title(common: Facts) -> str:
-    """The title of a page that is given none."""
+    """The default title of a page."""
     if operator := common.get("Operator"):
         return f"Spectrum of {operator.partition(', ')[0]}"
     model, data = common.get("Model"), common.get("Data", "").rpartition(", ")[0]
@@ -83,7 +83,7 @@ def section(path: Path, record: Record, own: Facts, repeat: Repeat) -> Section:
 
 
 def by_option(words: Sequence[str]) -> list[str]:
-    """The words of a command line, each option with its value."""
+    """The words of a command line, grouped so that each option is with its value."""
     options: list[list[str]] = []
     for word in words:
         if not options or word.startswith("-"):

@@ -1,4 +1,4 @@
-"""Figures on a page: SVG inside of an image's address, so that neither names nor styles of two can meet."""
+"""Figures on a page, each as SVG in the address of an image, so that names and styles of two figures cannot clash."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Drawing(NamedTuple):
 
 
 def figures(path: Path, record: Record) -> Iterator[Drawing]:
-    """All figures of a result, drawn again from its numbers. Raises SpectraError."""
+    """Draw all figures of a result from its saved numbers. Raises SpectraError."""
     if record.command not in KINDS | WHOLE:
         return
     matrices = ", ".join(dict.fromkeys(entry.curvature for entry in record.results))

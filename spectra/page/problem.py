@@ -1,4 +1,4 @@
-"""Which problem a result is of: model, checkpoint, data, loss, and all that its numbers depend on."""
+"""The problem of a result in words: model, checkpoint, data, loss and settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Facts = dict[str, str]
 
 
 def facts(record: Record) -> Facts:
-    """The facts about a problem in words, by name; what the record does not tell or what does not apply is left out."""
+    """The facts about a problem in words, by name; facts that are unknown or do not apply are left out."""
     problem = record.problem
     found = of_operators(problem) if problem.operators else of_network(record)
     found |= {
@@ -29,7 +29,7 @@ def facts(record: Record) -> Facts:
 
 
 def of_operators(problem: ProblemRecord) -> dict[str, Any]:
-    """The facts about operators: what each is, and the file that it comes from."""
+    """The facts about operators: the kind, size and file of each."""
     several = len(problem.operators or ()) > 1
     return {
         f"Operator {one.name}" if several else "Operator": ", ".join(
@@ -89,7 +89,7 @@ def grouped(number: int | None) -> str | None:
 
 
 def evaluated(problem: ProblemRecord) -> str | None:
-    """The loss and what it is; the accuracy where there is one."""
+    """The loss with its value, and the accuracy where there is one."""
     value, accuracy = problem.get("loss_value"), problem.accuracy
     if value is None:
         return problem.get("loss")
@@ -116,13 +116,13 @@ def preconditioner(problem: ProblemRecord) -> str | None:
 
 
 def by_inputs(problem: ProblemRecord) -> str | None:
-    """What derivatives are by, where that is not parameters."""
+    """The variable of derivatives, where it is not the parameters."""
     size = problem.get("input_size")
     return f"by the input of each example ({counted(size, 'number')})" if size else None
 
 
 def labels(record: Record) -> str | None:
-    """The number of labels drawn for each example, where a matrix draws any."""
+    """The number of labels drawn for each example, where a matrix draws labels."""
     drawn = any(entry.curvature.startswith("fisher-mc") for entry in record.results)
     return f"{record.problem.mc_samples} for each example of fisher-mc" if drawn else None
 
@@ -140,5 +140,5 @@ def device(problem: ProblemRecord) -> str | None:
 
 
 def shared(found: Sequence[Facts]) -> Facts:
-    """The facts that all results have alike."""
+    """The facts that are the same for all results."""
     return {name: text for name, text in found[0].items() if all(other.get(name) == text for other in found)}

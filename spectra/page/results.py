@@ -1,4 +1,4 @@
-"""Which results a page is of, read and found to be whole."""
+"""The results that a page shows, read from files and checked."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ KINDS = {name: Kind(COMMANDS[name].title, COMMANDS[name].tables) for name in wit
 
 
 def read_all(paths: Sequence[Path]) -> list[tuple[Path, Record]]:
-    """Files and their records: of a directory all results in it. Densities of older versions are summarised.
+    """Read files, and all results in directories. Densities of older versions get their summaries.
 
-    Raises SpectraError: what cannot be read, a directory without results, a file that comes twice.
+    Raises SpectraError: a file that cannot be read, a directory without results, a file that is given twice.
     """
     found: dict[str, tuple[Path, Record]] = {}
     for path in paths:
         for file in files(path):
             if os.path.realpath(file) in found:
-                raise input_error("RESULT", file, "is named twice; name it once")
+                raise input_error("RESULT", file, "is given twice; give it once")
             path, record = read_modest(file, list(KINDS))
             found[os.path.realpath(file)] = path, with_summaries(record) if record.command == "density" else record
     return list(found.values())
 
 
 def files(path: Path) -> Iterator[Path]:
-    """The files of results at a path: itself, or those in a directory."""
+    """The files of results at a path: the path itself, or the results in a directory."""
     held = [file for command in KINDS if (file := path / f"{command}.json").exists()]
-    return iter(held or [path])  # of an empty directory `read` tells what it lacks
+    return iter(held or [path])  # for an empty directory, `read` raises the error

@@ -1,4 +1,4 @@
-"""Tables of the terminal for a page: lines become paragraphs and captions, tables HTML tables."""
+"""Tables of the terminal for a page: lines become paragraphs and captions, and tables become HTML tables."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ class Table(NamedTuple):
     """A table as text."""
 
     caption: str  # empty: none
-    columns: list[tuple[str, bool]]  # headings, and whether numbers stand to the right
+    columns: list[tuple[str, bool]]  # headings, and whether they are right-aligned
     rows: list[list[str]]
 
 
 def paragraphs_and_tables(parts: Sequence[Any]) -> tuple[str, list[str | Table]]:
-    """The first part, which says what the record is of, and all that follows.
+    """The first part, which describes the record, and the parts after it.
 
     Args:
-        parts: strings and rich tables, one below the other; a string right above a table is its caption.
+        parts: strings and rich tables in order; a string right above a table is its caption.
     """
     first, *rest = parts
     return "; ".join(str(first).split("\n")), list(blocks(rest))
@@ -35,7 +35,7 @@ def blocks(parts: Sequence[Any]) -> Iterator[str | Table]:
 
 
 def table(rich: Any, caption: str) -> Table:
-    """A `rich.table.Table` as its text."""
+    """The text of a `rich.table.Table`."""
     rows = zip(*(column.cells for column in rich.columns), strict=True)
     columns = [(str(column.header), column.justify == "right") for column in rich.columns]
     return Table(on_a_line(caption), columns, [[str(cell) for cell in cells] for cells in rows])

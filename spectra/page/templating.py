@@ -1,4 +1,4 @@
-"""The page's templates, in which whatever a value holds is text: escaped, and printable as `quoted` makes it."""
+"""The page's templates; every value in them is escaped, and made printable by `quoted`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spectra.quoting import quoted
 
 
 def printable(value: Any) -> Any:
-    """The value of an expression, unless it is HTML that a macro has made."""
+    """The value of an expression made printable; HTML that a macro made is returned unchanged."""
     return value if isinstance(value, Markup) else quoted(value, None)
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from spectra.errors import SpectraError
-from spectra.plots.style import figure_of
+from spectra.plots.style import figure_of, with_note
 
 FEW, VERY_FEW = 100, 5  # high / low of a logarithmic axis, below which it needs more labels than powers of ten
 
@@ -24,6 +24,11 @@ def asinh_axis(panels: tuple[Axes, ...], grid: np.ndarray, scale: float, inches:
     axes.xaxis.set_minor_locator(FixedLocator(minor))
     for panel in panels:
         panel.axvspan(-scale, scale, color="0.94", zorder=0, linewidth=0)
+
+
+def asinh_label(scale: float, inches: float) -> str:
+    """The label of an axis of eigenvalues that `asinh_axis` made, in lines of at most so many inches."""
+    return with_note("eigenvalue λ", f"(asinh axis, linear within {scientific(scale)} of zero)", inches)
 
 
 def asinh_ticks(low: float, high: float, scale: float, labels: float) -> tuple[dict[float, str], list[float]]:

@@ -1,4 +1,4 @@
-"""The figures of `spectra compare` again from its record: of a comparison, what they read of it."""
+"""The figures of `spectra compare`, drawn from its saved record."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from matplotlib.figure import Figure
 from spectra.plots.comparison import comparison_figure
 from spectra.plots.examples import held_out_figure, subsample_figure
 from spectra.plots.names import settable
+from spectra.plots.style import PAGE
 from spectra.records.compare import CompareResult, Pair, on_held_out_data
 from spectra.records.entry import Estimate
 from spectra.records.record import Record
 
 
-def compare_figures(record: Record) -> dict[str, Figure]:
-    """The figures of a record, by the names of their files, without those that have no finite numbers to show.
+def compare_figures(record: Record, width: float = PAGE) -> dict[str, Figure]:
+    """The figures of a record by the names of their files, `width` inches wide; without finite numbers there is none.
 
-    Raises AttributeError or ValueError where the record is not whole.
+    Raises AttributeError or ValueError where the record is not complete.
     """
     own = [entry for entry in record.results if not entry.held_out]
     names = [entry.curvature for entry in own]
     again = {name: comparison(record, two) for name in names if len(two := both(record, name)) == 2}
     figures = {
-        "compare": comparison_figure(comparison(record, own), title_of(record)),
-        "compare-held-out": held_out_figure(again),
-        "compare-subsample": subsample_figure(record.subsample or []),
+        "compare": comparison_figure(comparison(record, own), title_of(record), width),
+        "compare-held-out": held_out_figure(again, width),
+        "compare-subsample": subsample_figure(record.subsample or [], width),
     }
     return {name: figure for name, figure in figures.items() if figure}
 
@@ -40,7 +41,7 @@ def title_of(record: Record) -> str | None:
 
 
 def both(record: Record, name: str) -> list[CompareResult]:
-    """The entries of a matrix on the data and on the held-out data."""
+    """The entries of a matrix on the data and on held-out data."""
     return [entry for entry in record.results if entry.curvature in (name, on_held_out_data(name))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.style
@@ -10,18 +11,29 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from spectra.plots.axes import asinh_axis, magnitude_axis, scientific
-from spectra.plots.style import STYLE, Figure, figure_of, lay_out_legend, line_style, marker_style, shortened
+from spectra.plots.axes import asinh_axis, asinh_label, magnitude_axis
+from spectra.plots.style import (
+    PAGE,
+    STYLE,
+    Figure,
+    head,
+    head_of_part,
+    in_lines,
+    lay_out_legend,
+    line_style,
+    marker_style,
+    side_by_side,
+)
 from spectra.spectrum.curves import NOISE, asinh_grid, asinh_scale, cumulative
 
-PAGE = 6.5  # width in inches
 SPREAD = 0.6  # of the step from rank to rank, which the points of one rank share
 LOW = 1e-4  # distances below it are rounding, or as good: arrows at the end of a logarithmic axis
 WIDE = 30  # largest over smallest distance, from which that axis is logarithmic
+NAMES = 7.5  # points, of the names of pairs
 Looks = dict[str, dict[str, Any]]
 
 
-def comparison_figure(comparison: Any, title: str | None = None) -> Figure | None:
+def comparison_figure(comparison: Any, title: str | None = None, width: float = PAGE) -> Figure | None:
     """Draw a comparison of matrices: eigenvalues, distances, spectra, and overlaps of leading eigenspaces.
 
     Each matrix has its own colour, dash pattern and marker. Eigenvalues are drawn by rank with residuals, distances of
@@ -31,6 +43,7 @@ def comparison_figure(comparison: Any, title: str | None = None) -> Figure | Non
     Args:
         comparison: what `spectra.compare` returns.
         title: the title, or None.
+        width: the width in inches.
 
     Returns:
         The figure, or None where its numbers are not finite.
@@ -45,25 +58,26 @@ def comparison_figure(comparison: Any, title: str | None = None) -> Figure | Non
     pairs = [pair for pair in comparison.pairs if np.isfinite(pair.distance.value)]
     with matplotlib.style.context(STYLE):
         handles = [Line2D([], [], **look, markersize=4) for look in looks.values()]
-        legend = lay_out_legend(list(looks), title, PAGE)
-        heights = 2.3, 1.9, 0.3 + 0.24 * len(pairs)
-        figure = Figure(figsize=(PAGE, sum(heights) + legend.height() + 1.5), layout="constrained")
-        grid = figure.add_gridspec(3, 2, height_ratios=heights)
-        draw_eigenvalues(figure.add_subplot(grid[0, 0]), portraits, comparison.k, looks)
-        draw_overlaps(figure.add_subplot(grid[0, 1]), comparison, looks)
-        draw_spectra(figure.add_subplot(grid[1, :]), measures, looks)
-        draw_distances(figure.add_subplot(grid[2, :]), pairs)
-        legend.draw(figure, handles)
+        legend = lay_out_legend(list(looks), title, width)
+        columns = side_by_side(2, width, each=2.4, most=2)
+        inches = width / columns - 0.7
+        names = in_lines([f"{pair.first} − {pair.second}" for pair in pairs], 0.35 * width, NAMES)
+        row = 0.13 * (1 + max((name.count("\n") for name in names), default=0)) + 0.1
+        above = 2.7 if columns == 2 else 4.4  # inches
+        heights = above + 0.1 + legend.height(), 2.3, 0.9 + row * len(pairs)
+        figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+        parts = figure.subfigures(3, height_ratios=heights)  # each with margins of its own
+        eigenvalues, overlaps = parts[0].subplots(2 // columns, columns)
+        draw_eigenvalues(eigenvalues, portraits, comparison.k, looks, inches)
+        draw_overlaps(overlaps, comparison, looks, inches)
+        draw_spectra(parts[1].subplots(), measures, looks, width - 0.7)
+        draw_distances(parts[2].subplots(), pairs, names, width)
+        legend.draw(parts[0], handles)
     return figure
 
 
-def head(axes: Axes, text: str) -> None:
-    """Write the title of a panel."""
-    axes.set_title(text, loc="left", fontsize=8.5, pad=5)
-
-
-def draw_eigenvalues(axes: Axes, portraits: dict[str, Any], k: int, looks: Looks) -> None:
-    """Draw magnitudes of eigenvalues by rank, but for zeros within rounding; hollow are negative ones."""
+def draw_eigenvalues(axes: Axes, portraits: dict[str, Any], k: int, looks: Looks, inches: float) -> None:
+    """Draw magnitudes of eigenvalues by rank, without zeros within rounding; negative ones are hollow."""
     spectra = {name: portrait.eigenpairs.values[:k].numpy() for name, portrait in portraits.items()}
     largest = max(np.abs(values).max(initial=0.0) for values in spectra.values())
     drawn, negative = [], False
@@ -75,13 +89,13 @@ def draw_eigenvalues(axes: Axes, portraits: dict[str, Any], k: int, looks: Looks
         drawn, negative = [*drawn, *np.abs(values[held])], negative or bool((values[held] < 0).any())
     if drawn:
         magnitude_axis(axes, "y", np.array(drawn))
-    head(axes, f"eigenvalues by rank\n± residual{'; hollow: λ < 0' if negative else ''}")
-    axes.set(xlabel="rank by |λ|", ylabel="|λ|")
+    head(axes, f"eigenvalues by rank{'; hollow: λ < 0' if negative else ''}", inches)
+    axes.set(xlabel="rank by |λ|", ylabel="|λ| ± residual")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
 
 
 def points(axes: Axes, x: np.ndarray, y: np.ndarray, errors: np.ndarray | None, full: np.ndarray, look: dict) -> None:
-    """Draw markers without a line: full ones, and hollow ones."""
+    """Draw markers without a line, hollow where `full` is false."""
     style: dict[str, Any] = look | {"linestyle": "none", "markersize": 3.8, "mew": 0.9}
     for held, face in ((full, look["color"]), (~full, "white")):
         if held.any():
@@ -89,10 +103,10 @@ def points(axes: Axes, x: np.ndarray, y: np.ndarray, errors: np.ndarray | None, 
             axes.errorbar(x[held], y[held], bars, elinewidth=0.9, mfc=face, **style)
 
 
-def draw_distances(axes: Axes, pairs: list[Any]) -> None:
-    """Draw each pair's distance on a logarithmic axis; what is below `LOW` is an arrow at its end."""
+def draw_distances(axes: Axes, pairs: list[Any], names: Sequence[str], width: float) -> None:
+    """Draw each pair's distance; on a logarithmic axis, an arrow stands for a distance below `LOW`."""
     if not pairs:
-        head(axes, "distance |A − B| / |A|: none is finite")
+        head_of_part(axes, "distance |A − B| / |A|: no distance is finite", width)
         axes.set(xticks=[], yticks=[])
         return
     values = [e.value for pair in pairs for e in (pair.distance, pair.scaled_distance) if e.value >= LOW]
@@ -115,38 +129,34 @@ def draw_distances(axes: Axes, pairs: list[Any]) -> None:
     if log:
         magnitude_axis(axes, "x", np.array([low, high]))
     axes.set(xlim=(low, 1.1 * high), ylim=(len(pairs) - 0.5, -0.5), yticks=range(len(pairs)))
-    room = 72 * figure_of(axes).get_figwidth() * 0.35
-    axes.set_yticklabels(shortened([f"{pair.first} − {pair.second}" for pair in pairs], room, 7.5), fontsize=7.5)
+    axes.set_yticklabels(names, fontsize=NAMES)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     arrows = f"; arrow: below {LOW:g}" if log and any(pair.scaled_distance.value < LOW for pair in pairs) else ""
-    head(axes, f"distance |A − B| / |A| ± 2 standard errors; hollow: at the best scale{arrows}")
+    head_of_part(axes, f"distance |A − B| / |A| ± 2 standard errors; hollow: B at the best scale{arrows}", width)
     axes.set_xlabel("relative Frobenius distance")
 
 
-def draw_spectra(axes: Axes, measures: dict[str, Any], looks: Looks) -> None:
+def draw_spectra(axes: Axes, measures: dict[str, Any], looks: Looks, inches: float) -> None:
     """Draw the cumulative distributions of eigenvalues with their bands."""
-    head(axes, "distribution of eigenvalues; 95 % bands hold the whole curve")
+    head(axes, "distribution of eigenvalues, with 95 % bands for the whole curve", inches)
     if not measures:
         axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
         return
     scale = asinh_scale(measures.values())
     grid = asinh_grid(measures.values(), scale)
     for name, measure in measures.items():
-        band, style = (
-            cumulative(measure, grid),
-            {key: looks[name][key] for key in ("color", "linestyle", "linewidth", "zorder")},
-        )
+        band = cumulative(measure, grid)
+        style = {key: looks[name][key] for key in ("color", "linestyle", "linewidth", "zorder")}
         axes.fill_between(grid, band.lower, band.upper, color=style["color"], alpha=0.16, linewidth=0, zorder=1)
         axes.plot(grid, band.value, **style)
-    asinh_axis((axes,), grid, scale)
-    axes.set(ylim=(-0.02, 1.03), ylabel="fraction ≤ λ")
-    axes.set_xlabel(f"eigenvalue λ (asinh axis, linear within {scientific(scale)} of zero)")
+    asinh_axis((axes,), grid, scale, inches)
+    axes.set(ylim=(-0.02, 1.03), ylabel="fraction ≤ λ", xlabel=asinh_label(scale, inches))
 
 
-def draw_overlaps(axes: Axes, comparison: Any, looks: Looks) -> None:
-    """Draw the overlaps of each matrix with the first; the dotted line is what two random spaces have."""
+def draw_overlaps(axes: Axes, comparison: Any, looks: Looks, inches: float) -> None:
+    """Draw the overlaps of each matrix with the first; the dotted line is the overlap of two random spaces."""
     first = next(iter(comparison.portraits))
     for pair in comparison.pairs:
         if pair.first != first or pair.second not in looks or not pair.agreements:
@@ -161,9 +171,9 @@ def draw_overlaps(axes: Axes, comparison: Any, looks: Looks) -> None:
     axes.plot(j, j / comparison.dimension, color="0.5", linestyle=(0, (1, 2)), linewidth=1.0, zorder=1)
     axes.set(
         ylim=(-0.03, 1.06),
-        xlabel="leading eigenvectors j",
-        ylabel="overlap of j-spaces",
+        xlabel="number of leading eigenvectors, j",
+        ylabel="overlap of eigenspaces",
         yticks=(0, 0.25, 0.5, 0.75, 1),
     )
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    head(axes, f"overlap with {first}\nhollow: no gap; dotted: chance")
+    head(axes, f"overlap with {first}; hollow: no gap; dotted: random spaces", inches)

@@ -1,4 +1,4 @@
-"""The figure of an evolution: eigenvalues over training in a large panel, every other quantity in a small one."""
+"""The figure of spectra over training: eigenvalues in a large panel, each other quantity in a small one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, Nu
 
 from spectra.plots.axes import plain
 from spectra.plots.names import settable
-from spectra.plots.style import STYLE, Figure, lay_out_legend, line_style, marker_style
+from spectra.plots.style import (
+    PAGE,
+    STYLE,
+    Figure,
+    head,
+    label_below,
+    lay_out_legend,
+    line_style,
+    marker_style,
+    side_by_side,
+)
 from spectra.records.sweep import Evolution, Row
 
 TITLES = {  # the small panels, in their order
@@ -30,15 +40,16 @@ TITLES = {  # the small panels, in their order
 OF_ALL = {"color": "0.25", "linestyle": "solid", "linewidth": 1.4, "marker": "o", "zorder": 3}  # the same for matrices
 PRECONDITIONED = "$P^{-1/2}AP^{-1/2}$"
 LIMIT = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder": 20}
-HEAD = {"loc": "left", "fontsize": 8, "pad": 4}  # of a title
+HEAD = 8  # points, of a title
 MARKS = 14  # on a curve
-FARTHEST = 3  # times the largest eigenvalue: beyond, the threshold of stability is told in the legend alone
+FARTHEST = 3  # times the largest eigenvalue: beyond, only the legend names the threshold of stability
 ROOM = 1.06  # of the largest number, so that its marker is whole
 MANY_TIMES = 20  # the smallest of positive numbers, from which a logarithmic axis shows more
-LARGE, SMALL, COLUMNS = 2.2, 1.35, 3  # heights in inches; small panels in a row
+LARGE, SMALL = 2.2, 1.35  # heights in inches
+EACH, COLUMNS = 1.6, 3  # least width in inches of a small panel; small panels in a row
 
 
-def evolution_figure(evolution: Evolution, width: float = 6.5) -> Figure:
+def evolution_figure(evolution: Evolution, width: float = PAGE) -> Figure:
     """Draw how spectra change over training: one panel for each quantity, over training steps.
 
     Each matrix has its own colour, dash pattern and marker, which its seeds share. Hollow markers are values that have
@@ -63,19 +74,26 @@ def evolution_figure(evolution: Evolution, width: float = 6.5) -> Figure:
         legend = lay_out_legend(labels, None, width, handle=2.8)
         large, panels, figure = lay_out(bool(eigenvalues), small, width, legend.height() + 0.35)
         if large:
-            draw_eigenvalues(large, evolution, looks)
+            draw_eigenvalues(large, evolution, looks, inches_of(large, width))
         for quantity, axes in panels.items():
-            draw(axes, quantity, evolution, looks)
+            draw(axes, quantity, evolution, looks, inches_of(axes, width))
         for axes in figure.axes:
-            axes.xaxis.set_major_locator(step_ticks(evolution, 6 if axes is large else 4))
+            axes.xaxis.set_major_locator(step_ticks(evolution, round(6 if axes is large else min(4, 1.5 * width / 2))))
             axes.tick_params(labelsize=7.5)
         legend.draw(figure, handles)
-        figure.supxlabel(evolution.axis, fontsize=9)
+        label_below(figure, evolution.axis, width)
     return figure
 
 
+def inches_of(axes: Axes, width: float) -> float:
+    """The inches that a panel has for its title, in a figure so many inches wide."""
+    place = axes.get_subplotspec()
+    assert place
+    return width * len(place.colspan) / place.get_gridspec().ncols - 0.4
+
+
 def times_rate(evolution: Evolution) -> Evolution:
-    """Multiply preconditioned eigenvalues and their thresholds by the learning rate, where they do not hold it yet."""
+    """Multiply preconditioned eigenvalues and their thresholds by the learning rate, unless they include it already."""
     rates = {place(row): row.value for row in evolution.select("learning_rate")}
 
     def scaled(row: Row) -> Row:
@@ -89,12 +107,12 @@ def times_rate(evolution: Evolution) -> Evolution:
 
 
 def place(row: Row) -> tuple[str, str | None, int | None]:
-    """Where a row is: its checkpoint, matrix and seed."""
+    """The checkpoint, matrix and seed of a row."""
     return row.checkpoint, row.curvature, row.seed
 
 
 def limits(evolution: Evolution) -> list[Row]:
-    """The thresholds of stability of preconditioned eigenvalues that lie in reach of them."""
+    """The thresholds of stability of preconditioned eigenvalues; none where all lie far above the eigenvalues."""
     rows = evolution.select("threshold")
     least = min((row.value for row in rows if row.value is not None), default=np.inf)
     return rows if least <= farthest(evolution) else []
@@ -110,7 +128,7 @@ def step_ticks(evolution: Evolution, most: int) -> Locator:
 
 
 def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[list[Line2D], list[str]]:
-    """The handles and labels of the legend, one a matrix, and one for 2 / learning rate where it is drawn."""
+    """The handles and labels of the legend: each matrix, the thresholds of stability, and what hollow markers are."""
     spaces = {row.curvature: row.index for row in evolution.rows if row.quantity in ("overlap_next", "gap")}
     handles = [Line2D([], [], **look, markersize=3.5) for look in looks.values()]
     labels = [settable(name) + (f", k = {spaces[name]}" if name in spaces else "") for name in looks]
@@ -120,11 +138,11 @@ def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[lis
         handles.append(Line2D([], [], **LIMIT))
         labels.append(f"2 / learning rate = {plain(limit, 5)}{beyond}")
     if heights := [row.value for row in evolution.select("threshold") if row.value is not None]:
-        whose = f" of {settable(evolution.precondition[0])}" if len(evolution.precondition) == 1 else ""
+        optimizer = f" of {settable(evolution.precondition[0])}" if len(evolution.precondition) == 1 else ""
         ends = dict.fromkeys(plain(end, 3) for end in (min(heights), max(heights)))
         beyond = "" if limits(evolution) else " (beyond)"
         handles.append(Line2D([], [], **LIMIT))
-        labels.append(f"threshold{whose}, {' to '.join(ends)}{beyond}")
+        labels.append(f"threshold{optimizer}, {' to '.join(ends)}{beyond}")
     if any(row.converged is False for row in evolution.rows):
         handles.append(Line2D([], [], color="0.4", marker="o", markersize=3.5, mfc="white", linestyle="none"))
         labels.append("hollow: not converged, or no gap")
@@ -140,28 +158,29 @@ def farthest(evolution: Evolution) -> float:
 def lay_out(
     large: bool, small: Sequence[str], width: float, above: float
 ) -> tuple[Axes | None, dict[str, Axes], Figure]:
-    """Rows of three small panels below the large one; one that is over stands beside it, two share a row."""
-    over = len(small) % COLUMNS
+    """The large panel, and small panels below it in rows of three or two; one small panel too many is beside it."""
+    columns = side_by_side(COLUMNS, width, EACH, COLUMNS)
+    over = len(small) % columns
     rows = [list(small[:over])] if over else []
-    rows += [list(small[i : i + COLUMNS]) for i in range(over, len(small), COLUMNS)]
-    if large and over != 1:
+    rows += [list(small[i : i + columns]) for i in range(over, len(small), columns)]
+    beside = over == 1 and columns == COLUMNS
+    if large and not beside:
         rows.insert(0, [])
-    heights = [LARGE if large and i == 0 else SMALL for i in range(len(rows))]
+    heights = [LARGE if large and i == 0 else SMALL + 0.15 * (columns < COLUMNS) for i in range(len(rows))]
     figure = Figure(figsize=(width, sum(heights) + above), layout="constrained")
     grid = figure.add_gridspec(len(rows), 6, height_ratios=heights)
-    big = figure.add_subplot(grid[0, : 4 if over == 1 else 6]) if large else None
+    big = figure.add_subplot(grid[0, : 4 if beside else 6]) if large else None
     panels = {}
     for place, row in enumerate(rows):
-        beside = big is not None and place == 0
-        span = 2 if beside else 6 // len(row)
+        first = 4 if large and beside and place == 0 else 0
+        span = (6 - first) // max(len(row), 1)
         for i, quantity in enumerate(row):
-            first = 4 if beside else i * span
-            panels[quantity] = figure.add_subplot(grid[place, first : first + span])
+            panels[quantity] = figure.add_subplot(grid[place, first + i * span : first + (i + 1) * span])
     return big, panels, figure
 
 
-def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict]) -> None:
-    """Draw the eigenvalues over the steps, the largest of each matrix standing out."""
+def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict], inches: float) -> None:
+    """Draw the eigenvalues over the steps, with thicker lines and markers for the largest of each matrix."""
     for curvature, seed in evolution.series():
         rows = evolution.select("eigenvalue", curvature=curvature, seed=seed)
         for rank in dict.fromkeys(row.index for row in rows):
@@ -181,24 +200,24 @@ def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict]
     if evolution.precondition:
         rate = "learning rate × " if evolution.select("learning_rate") or evolution.select("threshold") else ""
         what = f"{rate}{what} of {PRECONDITIONED}"
-    axes.set_title(f"{what} ± residual{f', {most} of each matrix' if most > 1 else ''}", **HEAD)
+    head(axes, f"{what} ± residual{f', {most} of each matrix' if most > 1 else ''}", inches, HEAD)
 
 
 def draw_limit(axes: Axes, rows: Sequence[Row]) -> None:
-    """Draw the threshold of stability over the steps; where it is an interval, shaded."""
+    """Draw the threshold of stability over the steps, shaded where it is an interval."""
     if rows:
         steps, values, upper = columns(rows, "step", "value", "upper")
         axes.plot(steps, values, **LIMIT)
         axes.fill_between(steps, values, upper, color="black", alpha=0.15, linewidth=0)
 
 
-def draw(axes: Axes, quantity: str, evolution: Evolution, looks: Mapping[str, dict]) -> None:
+def draw(axes: Axes, quantity: str, evolution: Evolution, looks: Mapping[str, dict], inches: float) -> None:
     """Draw one quantity over the steps, a curve for each matrix and seed."""
     rows = evolution.select(quantity)
     for curvature, seed in dict.fromkeys((row.curvature, row.seed) for row in rows):
         some = [row for row in rows if (row.curvature, row.seed) == (curvature, seed)]
         curve(axes, some, looks.get(curvature or "", OF_ALL), band=quantity == "negative_share")
-    axes.set_title(TITLES[quantity], **HEAD)
+    head(axes, TITLES[quantity], inches, HEAD)
     values = np.array([row.value for row in rows if row.value is not None])
     wide = values.size and values.min() > 0 and values.max() > MANY_TIMES * values.min()
     if quantity in ("loss", "update_share") and wide:
@@ -218,7 +237,7 @@ def curve(axes: Axes, rows: Sequence[Row], look: Mapping[str, Any], band: bool =
     """Draw values over steps with their errors, as bars or, where rows have limits, as a band."""
     steps, values, errors = columns(rows, "step", "value", "error")
     lower, upper = columns(rows, "lower", "upper")
-    told = np.array([row.converged is not False for row in rows])
+    reliable = np.array([row.converged is not False for row in rows])
     every = max(1, len(rows) // MARKS)
     marked = (int(look["zorder"]) % every, every)  # where curves coincide, their marks alternate
     if band:
@@ -228,7 +247,7 @@ def curve(axes: Axes, rows: Sequence[Row], look: Mapping[str, Any], band: bool =
         axes.errorbar(steps, values, np.nan_to_num(errors), **bars)
     axes.plot(steps, values, **look, markersize=2.8, markevery=marked)
     hollow = {"color": look["color"], "marker": look["marker"] or "o", "zorder": look["zorder"] + 0.5}
-    axes.plot(steps[~told], values[~told], **hollow, mfc="white", mew=0.8, markersize=2.8, linestyle="none")
+    axes.plot(steps[~reliable], values[~reliable], **hollow, mfc="white", mew=0.8, markersize=2.8, linestyle="none")
 
 
 def columns(rows: Sequence[Row], *names: str) -> list[np.ndarray]:

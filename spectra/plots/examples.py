@@ -1,4 +1,4 @@
-"""Figures of what depends on the examples: every matrix on other data, and on fewer of its own."""
+"""Figures of `spectra compare --held-out` and `--subsample`: each matrix on other data, and on fewer examples."""
 
 from __future__ import annotations
 
@@ -12,20 +12,34 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import magnitude_axis
-from spectra.plots.style import STYLE, Figure, lay_out_legend, line_style, marker_style
+from spectra.plots.style import (
+    PAGE,
+    STYLE,
+    Figure,
+    head,
+    label_below,
+    lay_out_legend,
+    line_style,
+    marker_style,
+    side_by_side,
+)
 from spectra.records.compare import Subsample
 
-PAGE = 6.5  # width in inches
 MOST = 5  # eigenvalues drawn against the number of examples
-SERIES = ("λ here", "λ of the held-out data", "u'Au there, u the eigenvectors here")
+EACH, COLUMNS = 1.6, 4  # least width of a panel in inches; panels in a row
+SERIES = ("λ on the data", "λ on held-out data", "u'Au on held-out data (u from the data)")
 SHIFT = (-0.22, 0.0, 0.22)  # of the points of one rank
 
 
-def held_out_figure(comparisons: Mapping[str, Any]) -> Figure | None:
-    """Leading eigenvalues of each matrix on both data sets, over the overlap of its leading eigenspaces there and here.
+def held_out_figure(comparisons: Mapping[str, Any], width: float = PAGE) -> Figure | None:
+    """Draw leading eigenvalues of each matrix on two data sets, above the overlap of its leading eigenspaces on them.
 
     Args:
-        comparisons: by the matrix's name, of it with itself on the other data.
+        comparisons: by the name of a matrix, its comparison on the data with itself on the held-out data.
+        width: the width in inches.
+
+    Returns:
+        The figure, or None where there are no overlaps.
     """
     found = {name: one for name, one in comparisons.items() if one.pairs and one.pairs[0].agreements}
     if not found:
@@ -35,17 +49,24 @@ def held_out_figure(comparisons: Mapping[str, Any]) -> Figure | None:
         handles = [
             Line2D([], [], **look, markersize=4, mfc="white" if i == 2 else None) for i, look in enumerate(looks)
         ]
-        legend = lay_out_legend(list(SERIES), None, PAGE, handle=1.2)
-        figure = Figure(figsize=(PAGE, 4.0 + legend.height()), layout="constrained")
-        panels = figure.subplots(2, len(found), height_ratios=(2, 1.2), squeeze=False, sharex="col")
-        for (name, one), (above, below) in zip(found.items(), panels.T, strict=True):
+        legend = lay_out_legend(list(SERIES), None, width, handle=1.2)
+        columns = side_by_side(len(found), width, EACH, COLUMNS)
+        bands = -(-len(found) // columns)
+        figure = Figure(figsize=(width, 3.7 * bands + 0.3 + legend.height()), layout="constrained")
+        grid = figure.add_gridspec(2 * bands, columns, height_ratios=[2, 1.2] * bands)
+        for i, (name, one) in enumerate(found.items()):
+            band, column = divmod(i, columns)
+            above = figure.add_subplot(grid[2 * band, column])
+            below = figure.add_subplot(grid[2 * band + 1, column], sharex=above)
             draw_both(above, one, looks)
-            above.set_title(name, loc="left", fontsize=8.5)
             draw_overlap(below, one)
+            head(above, name, width / columns - 0.5)
+            above.tick_params(labelbottom=False)
             below.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-        panels[0, 0].set_ylabel("|λ| ± residual")
-        panels[1, 0].set_ylabel("overlap of j-spaces\n(hollow: no gap)")
-        figure.supxlabel("rank by |λ|, j", fontsize=9)
+            if not column:
+                above.set_ylabel("|λ| ± residual")
+                below.set_ylabel("overlap of\neigenspaces")
+        label_below(figure, "rank by |λ|; below: number of eigenvectors (hollow: no gap after the last)", width)
         legend.draw(figure, handles)
     return figure
 
@@ -62,7 +83,7 @@ def draw_both(axes: Axes, one: Any, looks: Sequence[dict[str, Any]]) -> None:
 
 
 def draw_overlap(axes: Axes, one: Any) -> None:
-    """Draw the overlap of leading j-spaces on both data sets, hollow where no gap makes it reliable."""
+    """Draw the overlap of leading eigenspaces on both data sets, hollow where no gap follows the j-th."""
     found = one.pairs[0].agreements
     j, overlap = np.array([a.j for a in found]), np.array([a.overlap for a in found])
     reliable = np.array([a.reliable for a in found])
@@ -73,8 +94,16 @@ def draw_overlap(axes: Axes, one: Any) -> None:
     axes.set(ylim=(-0.03, 1.06), yticks=(0, 0.5, 1))
 
 
-def subsample_figure(entries: Sequence[Subsample]) -> Figure | None:
-    """The largest eigenvalues of each matrix against 1 / N, and the lines a + b / N with their errors at 0."""
+def subsample_figure(entries: Sequence[Subsample], width: float = PAGE) -> Figure | None:
+    """Draw the largest eigenvalues of each matrix against 1 / N, and the lines a + b / N with the errors of a.
+
+    Args:
+        entries: one for each matrix.
+        width: the width in inches.
+
+    Returns:
+        The figure, or None where no eigenvalue has a line.
+    """
     entries = [entry for entry in entries if entry.trends]
     if not entries:
         return None
@@ -83,20 +112,24 @@ def subsample_figure(entries: Sequence[Subsample]) -> Figure | None:
         looks = [marker_style(i) for i in range(shown)]
         handles = [Line2D([], [], **look, markersize=4) for look in looks]
         handles.append(Line2D([], [], color="0.3", marker="*", markersize=6, linestyle="none"))
-        legend = lay_out_legend([*(f"λ{i + 1}" for i in range(shown)), "all examples"], None, PAGE, 1.2)
-        figure = Figure(figsize=(PAGE, 2.7 + legend.height()), layout="constrained")
-        panels = figure.subplots(1, len(entries), squeeze=False)[0]
-        for axes, entry in zip(panels, entries, strict=True):
+        legend = lay_out_legend([*(f"λ$_{i + 1}$" for i in range(shown)), "all examples"], None, width, 1.2)
+        columns = side_by_side(len(entries), width, EACH, COLUMNS)
+        rows = -(-len(entries) // columns)
+        figure = Figure(figsize=(width, 2.2 * rows + 0.5 + legend.height()), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False)
+        for axes in panels.flat[len(entries) :]:
+            axes.set_visible(False)
+        for axes, entry in zip(panels.flat, entries, strict=False):
             draw_trends(axes, entry, looks, shown)
-            axes.set_title(entry.curvature, loc="left", fontsize=8.5)
-        panels[0].set_ylabel("λ ± 2 standard errors")
-        figure.supxlabel("1000 / number of examples", fontsize=9)
+            head(axes, entry.curvature, width / columns - 0.5)
+        figure.supylabel("λ ± 2 standard errors", fontsize=9)
+        label_below(figure, "1000 / number of examples N (hollow, at 0: extrapolated to infinite N)", width)
         legend.draw(figure, handles)
     return figure
 
 
 def draw_trends(axes: Axes, entry: Subsample, looks: Sequence[dict[str, Any]], shown: int) -> None:
-    """Draw the largest eigenvalues of one matrix against 1 / N, with their lines."""
+    """Draw the largest eigenvalues of one matrix against 1 / N, and their fitted lines."""
     inverse = 1e3 / np.array(entry.sizes)
     all_of_them = 1e3 / entry.examples
     for i, trend in enumerate(entry.trends[:shown]):

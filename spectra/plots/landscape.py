@@ -1,4 +1,4 @@
-"""Figures of a landscape, from its record: lines with their predictions, planes as contours and as surfaces."""
+"""Figures of `spectra landscape`, drawn from its record: the loss along lines and in planes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,39 @@ from typing import Any, NamedTuple
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from spectra.plots.axes import asinh_axis, plain
 from spectra.plots.names import settable
-from spectra.plots.style import COLOURS, STYLE, Figure, lay_out_legend, marker_style, shortened
+from spectra.plots.style import (
+    COLOURS,
+    PAGE,
+    STYLE,
+    Figure,
+    head,
+    head_of_part,
+    in_lines,
+    lay_out_legend,
+    marker_style,
+    shortened,
+    side_by_side,
+    with_note,
+)
 from spectra.records.directions import ShortNames, is_way
 from spectra.records.landscape import Direction, SpreadAlong
 from spectra.records.record import Record
 from spectra.wording import with_error
 
-PAGE = 6.5  # width in inches
+LINE, PLANE = 2.0, 3.0  # least widths of panels in inches
+NAMES = 7.5  # points, of the names of rows
 LOSS, PREDICTION, DEPARTURE = COLOURS[0], COLOURS[1], "0.15"
 DASHED = (0, (5, 2))
 BAND, HOLDS = "0.82", "0.94"
 CHORD, PATH = COLOURS[2], "0.15"
+SHADES = LinearSegmentedColormap.from_list("shades", ["#f7fbff", "#9ecae1"])  # light: lines stand out in grey print too
 LABELS = ["loss", "prediction from slope and curvature"]
 UNITS = {  # of t, by direction
     "gradient": "t (learning rate)",
@@ -49,8 +64,8 @@ class Panel(NamedTuple):
     of: str | None  # the checkpoint, where there are several
 
 
-def landscape_figures(record: Record) -> dict[str, Figure]:
-    """The figures by name: `landscape` of lines and spread, `landscape-plane` and -surface, where there are such.
+def landscape_figures(record: Record, width: float = PAGE) -> dict[str, Figure]:
+    """The figures by name, `width` inches wide: `landscape` of lines, and `landscape-plane` and -surface of planes.
 
     Lines of several checkpoints along one direction share a panel.
     """
@@ -60,10 +75,10 @@ def landscape_figures(record: Record) -> dict[str, Figure]:
     figures = {}
     with matplotlib.style.context(STYLE):
         if lines or spread:
-            figures["landscape"] = lines_figure(lines, rows, called)
+            figures["landscape"] = lines_figure(lines, rows, called, width)
         if planes:
-            figures["landscape-plane"] = plane_figure(planes, called)
-            figures["landscape-surface"] = surface_figure(planes, called)
+            figures["landscape-plane"] = plane_figure(planes, called, width)
+            figures["landscape-surface"] = surface_figure(planes, called, width)
     return figures
 
 
@@ -108,7 +123,7 @@ def short_title(direction: Direction, called: ShortNames) -> str:
 
 
 def axis_title(panel: Panel, place: int, called: ShortNames) -> str:
-    """The label of a side of a plane."""
+    """The label of an axis of a plane."""
     plane, direction = panel.found, panel.directions[place]
     if plane.trajectory:
         return f"{direction.name} ({plain(100 * plane.trajectory.shares[place], 3)} %)"
@@ -116,46 +131,44 @@ def axis_title(panel: Panel, place: int, called: ShortNames) -> str:
     return f"{text.partition(',')[0]}, orthogonal part" if place and plane.orthogonal else text
 
 
-def head(axes: Axes, text: str, width: float) -> None:
-    """Write the title of a panel so many inches wide."""
-    axes.set_title("\n".join(shortened(text.split("\n"), 72 * width, 8.5)), loc="left", fontsize=8.5, pad=5)
-
-
 # Lines
 
 
-def lines_figure(lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong]], called: ShortNames) -> Figure:
-    """Loss and prediction along every line, their difference below; at the foot the spread over the examples."""
+def lines_figure(
+    lines: Sequence[Panel], spread: Sequence[tuple[str, SpreadAlong]], called: ShortNames, width: float
+) -> Figure:
+    """Draw loss and prediction along every line, their difference below, and last the spread over the examples."""
     groups: dict[tuple[str, str], list[Panel]] = {}
     for panel in lines:
         groups.setdefault((panel.matrix, panel.found.along), []).append(panel)
     checkpoints = list(dict.fromkeys(panel.of for panel in lines if panel.of))
-    columns = min(3, max(len(groups), 1))
+    columns = side_by_side(len(groups), width, LINE, 3)
     bands = -(-len(groups) // columns)
-    foot = 0.55 + 0.22 * len(spread) if spread else 0.0
     labels, handles = keys(lines, checkpoints, called)
-    legend = lay_out_legend(labels, None, PAGE)
+    legend = lay_out_legend(labels, None, width)
     tall = 0.18 * any(panel.found.barrier for panel in lines)  # inches of a third line of titles
-    heights = [(3.6 + tall) * bands + legend.height()] * bool(lines) + [foot + 0.5] * bool(spread)
-    figure = Figure(figsize=(PAGE, sum(heights)), layout="constrained")
+    names = in_lines([name for name, _ in spread], 0.3 * width, NAMES)
+    foot = 1.2 + (0.3 if any("\n" in name for name in names) else 0.22) * len(names)
+    heights = [((3.4 if columns > 1 else 2.5) + tall) * bands + legend.height()] * bool(lines) + [foot] * bool(spread)
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), height_ratios=heights, squeeze=False)[:, 0]  # each with margins of its own
     if lines:
         grid = parts[0].add_gridspec(2 * bands, columns, height_ratios=[2.2, 1.1] * bands)
         row = list(groups.values())
         for i, group in enumerate(row):
             band, column = divmod(i, columns)
-            told = not column or bool(group[0].found.barrier) != bool(row[i - 1][0].found.barrier)  # what is below
+            labelled = not column or bool(group[0].found.barrier) != bool(row[i - 1][0].found.barrier)
             above = parts[0].add_subplot(grid[2 * band, column])
             below = parts[0].add_subplot(grid[2 * band + 1, column], sharex=above)
-            draw_lines(above, below, group, PAGE / columns - 0.5, not column, told, checkpoints, called)
+            draw_lines(above, below, group, width / columns - 0.55, not column, labelled, checkpoints, called)
         legend.draw(parts[0], handles)
     if spread:
-        draw_spread(parts[-1].add_subplot(), spread)
+        draw_spread(parts[-1].add_subplot(), [one for _, one in spread], names, width)
     return figure
 
 
 def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: ShortNames) -> tuple[list[str], list[Any]]:
-    """Entries of the legend, and samples of what they name."""
+    """The labels of the legend and their handles."""
     barrier = [panel for panel in lines if panel.found.barrier]
     departs = any(not panel.found.barrier for panel in lines)
     found: list[tuple[str, Any]] = []
@@ -169,12 +182,11 @@ def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: ShortNames)
         found.append((LABELS[1], Line2D([], [], **look, linestyle=DASHED)))
     if departs and not checkpoints:
         found += [
-            ("departure", Line2D([], [], color=DEPARTURE, linewidth=1.2)),
-            ("10 % of the quadratic term", Patch(color=BAND)),
+            ("departure: loss − prediction", Line2D([], [], color=DEPARTURE, linewidth=1.2)),
+            ("±10 % of the quadratic term", Patch(color=BAND)),
         ]
     if not checkpoints and any(panel.found.holds for panel in lines):
-        text = "where it is within that" if departs else "where it is within 10 % of the quadratic term"
-        found.append((text, Patch(color=HOLDS)))
+        found.append((f"{'departure' if departs else 'prediction'} within ±10 %", Patch(color=HOLDS)))
     if barrier:
         found.append(("chord between checkpoints", Line2D([], [], color=CHORD, linewidth=1.2, linestyle=(0, (1, 1)))))
         if not checkpoints:
@@ -185,7 +197,7 @@ def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: ShortNames)
 def unit(direction: Direction) -> str:
     """The label of an axis along a direction."""
     usual = "t" if direction.eigenvalue is None else "distance t"
-    return "t (1: the other)" if is_way(direction.name) else UNITS.get(direction.name, usual)
+    return "t (1: the checkpoint)" if is_way(direction.name) else UNITS.get(direction.name, usual)
 
 
 def colour(place: int) -> str:
@@ -204,13 +216,13 @@ def draw_lines(
     group: Sequence[Panel],
     width: float,
     first: bool,
-    told: bool,
+    labelled: bool,
     checkpoints: Sequence[str],
     called: ShortNames,
 ) -> None:
-    """Draw loss and prediction along a line from each checkpoint, and below them what is left.
+    """Draw loss and prediction along a line from each checkpoint, and below them their difference.
 
-    That is the departure from the prediction, or on the way to another checkpoint the loss above the chord.
+    On the way to another checkpoint the lower panel shows the loss above the chord instead.
     """
     direction, alone = group[0].directions[0], not checkpoints
     for axes in (above, below):
@@ -247,8 +259,8 @@ def draw_lines(
     below.set_xlabel(unit(direction))
     if first:
         above.set_ylabel("loss")
-    if told:
-        below.set_ylabel("above chord" if group[0].found.barrier else "departure")
+    if labelled:
+        below.set_ylabel("above\nchord" if group[0].found.barrier else "departure")
     name = f"eigenvector {direction.name}" if direction.name.isdigit() else called(direction.name)
     lines = [group[0].matrix, name if checkpoints else short_title(direction, called)]
     if group[0].found.barrier and len(group) == 1:
@@ -271,12 +283,12 @@ def draw_barrier(above: Axes, below: Axes, panel: Panel, t: np.ndarray, loss: np
 def barrier_title(found: Any) -> str:
     """The height of a barrier with its standard error, or that there is none."""
     if found.present is None:
-        return "barrier: loss not finite"
+        return "loss not finite"
     if not found.height > 0:
         return "no barrier"
     error = np.nan if found.standard_error is None else found.standard_error
-    told = with_error(found.height, error, most=4)
-    return f"barrier {told}" if found.present else f"no barrier: {told}"
+    height = with_error(found.height, error, most=4)
+    return f"barrier {height}" if found.present else f"no barrier: {height}"
 
 
 def around_loss(axes: Axes, loss: np.ndarray, prediction: np.ndarray) -> None:
@@ -296,11 +308,11 @@ def explodes(low: float, high: float) -> bool:
     return 0 < EXPLODES * low < high
 
 
-def draw_spread(axes: Axes, spread: Sequence[tuple[str, SpreadAlong]]) -> None:
+def draw_spread(axes: Axes, spread: Sequence[SpreadAlong], names: Sequence[str], width: float) -> None:
     """Draw a row for each direction: quantiles of single examples as a box, the mean as a diamond with its error."""
-    rows = [(name, one.curvature) for name, one in spread]
-    every = numbers([found.quantiles for _, found in rows])
-    ends = [abs(found.mean) + 2 * found.standard_error for _, found in rows]
+    rows = [one.curvature for one in spread]
+    every = numbers([found.quantiles for found in rows])
+    ends = [abs(found.mean) + 2 * found.standard_error for found in rows]
     largest = max(np.abs(every).max(), *ends) or 1.0
     stats = []
     for low, first, median, third, high in every:
@@ -318,40 +330,45 @@ def draw_spread(axes: Axes, spread: Sequence[tuple[str, SpreadAlong]]) -> None:
         capprops=look,
         medianprops={"color": "black", "linewidth": 1.6},
     )
-    for i, (_, found) in enumerate(rows):
+    for i, found in enumerate(rows):
         style = {"color": PREDICTION, "marker": "D", "markersize": 4, "elinewidth": 1.2, "zorder": 5}
         axes.errorbar(found.mean, i, xerr=2 * found.standard_error, **style)
-    low = min(every.min(), *[-end for (_, found), end in zip(rows, ends, strict=True) if found.mean < 0], 0.0)
-    asinh_axis((axes,), np.array([1.3 * low, 1.3 * largest]), 1e-3 * largest, inches=PAGE - 2)
+    low = min(every.min(), *[-end for found, end in zip(rows, ends, strict=True) if found.mean < 0], 0.0)
+    asinh_axis((axes,), np.array([1.3 * low, 1.3 * largest]), 1e-3 * largest, inches=0.7 * width)
     axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
-    axes.set_yticklabels(shortened([name for name, _ in rows], 72 * PAGE * 0.25, 7.5), fontsize=7.5)
-    axes.set_xlabel("d'A$_i$d (asinh axis, linear where shaded)")
+    axes.set_yticklabels(names, fontsize=NAMES)
+    axes.set_xlabel(with_note("d'A$_i$d", "(asinh axis, linear where shaded)", 0.6 * width))
     text = "curvature of single examples: 5, 25, 50, 75, 95 %; diamond: mean ± 2 standard errors"
-    axes.figure.suptitle(text, x=0.01, ha="left", fontsize=8.5)
+    head_of_part(axes, text, width)
 
 
 # Planes
 
 
-def plane_figure(planes: Sequence[Panel], called: ShortNames) -> Figure:
-    """Contours of the loss, those of the prediction at the same heights dashed over them; checkpoints as points."""
-    columns = min(2, len(planes))
+def plane_figure(planes: Sequence[Panel], called: ShortNames, width: float) -> Figure:
+    """Draw contours of the loss, dashed contours of the prediction at the same heights, and checkpoints as points."""
+    columns = side_by_side(len(planes), width, PLANE, 2)
     rows = -(-len(planes) // columns)
     samples = [(LABELS[0], Line2D([], [], color=LOSS, linewidth=1.2))]
     if predicted(planes):
         samples.append((LABELS[1], Line2D([], [], color=PREDICTION, linestyle=DASHED)))
     if any(panel.found.trajectory for panel in planes):
         samples.append(("checkpoints in order", Line2D([], [], color=PATH, marker="o", markersize=3, linewidth=1.0)))
-    labels, handles = [text for text, _ in samples], [handle for _, handle in samples]
-    legend, wide = lay_out_legend(labels, None, PAGE), PAGE if columns == 2 else 4.8
-    figure = Figure(figsize=(wide, 3.1 * rows * (1 if columns == 2 else 1.25) + 0.4), layout="constrained")
+    wide = alone(width, columns)
+    legend = lay_out_legend([text for text, _ in samples], None, wide)
+    figure = Figure(figsize=(wide, 0.85 * wide / columns * rows + 0.6 + legend.height()), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, planes, strict=False):
         draw_plane(axes, panel, wide / columns - 1.0, called)
     for axes in grid.flat[len(planes) :]:
         axes.set_axis_off()
-    legend.draw(figure, handles)
+    legend.draw(figure, [handle for _, handle in samples])
     return figure
+
+
+def alone(width: float, columns: int) -> float:
+    """The width of a figure of planes: of one plane on a page no more than is needed."""
+    return width if columns > 1 else min(width, 4.8)
 
 
 def predicted(panels: Sequence[Panel]) -> bool:
@@ -363,7 +380,7 @@ def draw_plane(axes: Axes, panel: Panel, width: float, called: ShortNames) -> No
     """Draw levels of loss and prediction in a plane."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     heights = levels(loss)
-    look = {"cmap": "Blues", "extend": "both", "alpha": 0.75, "norm": BoundaryNorm(heights, 256, extend="both")}
+    look = {"cmap": SHADES, "extend": "both", "norm": BoundaryNorm(heights, 256, extend="both")}
     shades = axes.contourf(x, y, np.ma.masked_invalid(loss), heights, **look)
     axes.contour(x, y, np.ma.masked_invalid(loss), heights, colors=LOSS, linewidths=0.9)
     if np.isfinite(prediction).any():
@@ -375,12 +392,12 @@ def draw_plane(axes: Axes, panel: Panel, width: float, called: ShortNames) -> No
     bar.ax.set_title("loss", fontsize=7.5, loc="left")
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     texts = [axis_title(panel, i, called) for i in (0, 1)]
-    axes.set(xlabel=shortened(texts[:1], 72 * width, 9)[0], ylabel=shortened(texts[1:], 72 * 2.4, 9)[0])
+    axes.set(xlabel=shortened(texts[:1], 72 * width, 9)[0], ylabel=shortened(texts[1:], 72 * 0.9 * width, 9)[0])
     head(axes, ", ".join([*of(panel, called), panel.matrix]), width)
 
 
 def draw_marks(axes: Axes, panel: Panel, called: ShortNames) -> None:
-    """Draw other checkpoints in a plane: those of a trajectory with a line through them, its ends with their names."""
+    """Draw other checkpoints in a plane; those of a trajectory with a line through them, and names at its ends."""
     marks = panel.found.marks or []
     ends = [(mark, True) for mark in marks]
     if panel.found.trajectory:
@@ -401,7 +418,7 @@ def draw_marks(axes: Axes, panel: Panel, called: ShortNames) -> None:
 
 
 def levels(loss: np.ndarray, count: int = 8) -> np.ndarray:
-    """Heights (count,), as the rings of a bowl at equal distances, up to what all but the corners reach."""
+    """Heights (count,) of contours, spaced as the equidistant rings of a bowl, up to the 90 % quantile of the loss."""
     held = loss[np.isfinite(loss)]
     low, high = held.min(), np.quantile(held, 0.9)
     if explodes(low, high):
@@ -411,21 +428,24 @@ def levels(loss: np.ndarray, count: int = 8) -> np.ndarray:
     return low + (high - low) * (np.arange(1, count + 1) / count) ** 2
 
 
-def surface_figure(planes: Sequence[Panel], called: ShortNames) -> Figure:
-    """The loss as a surface, with the prediction as a net."""
-    columns = min(2, len(planes))
+def surface_figure(planes: Sequence[Panel], called: ShortNames, width: float) -> Figure:
+    """Draw the loss as a surface, and the prediction as a wireframe."""
+    columns = side_by_side(len(planes), width, PLANE, 2)
     rows = -(-len(planes) // columns)
-    figure = Figure(figsize=(PAGE if columns == 2 else 4.6, 3.4 * rows * (1 if columns == 2 else 1.1)))
+    wide = alone(width, columns)
+    shown = LABELS[: 1 + predicted(planes)]
+    legend = lay_out_legend(shown, None, wide)
+    above = 0.6 + legend.height()  # inches
+    figure = Figure(figsize=(wide, wide / columns * rows * 0.95 + above))
     for i, panel in enumerate(planes):
-        draw_surface(figure.add_subplot(rows, columns, i + 1, projection="3d"), panel, called)
-    figure.subplots_adjust(left=0.0, right=0.93, bottom=0.08, top=1 - 0.45 / figure.get_figheight(), wspace=0.12)
+        draw_surface(figure.add_subplot(rows, columns, i + 1, projection="3d"), panel, called, wide / columns)
+    figure.subplots_adjust(left=0.0, right=0.9, bottom=0.08, top=1 - above / figure.get_figheight(), wspace=0.12)
     handles = [Patch(facecolor="#9dc6e0", edgecolor=LOSS), Line2D([], [], color=PREDICTION, linewidth=1.0)]
-    shown = 1 + predicted(planes)
-    figure.legend(handles[:shown], LABELS[:shown], loc="upper center", ncols=2, fontsize=8.5, frameon=False)
+    legend.draw(figure, handles[: len(shown)])
     return figure
 
 
-def draw_surface(axes: Any, panel: Panel, called: ShortNames) -> None:
+def draw_surface(axes: Any, panel: Panel, called: ShortNames, width: float) -> None:
     """Draw loss and prediction as surfaces, up to where the loss explodes."""
     x, y, loss, prediction = (numbers(getattr(panel.found, key)) for key in ("x", "y", "loss", "prediction"))
     top, sides = CUT * levels(loss)[-1], np.meshgrid(x, y)
@@ -436,7 +456,7 @@ def draw_surface(axes: Any, panel: Panel, called: ShortNames) -> None:
     axes.tick_params(labelsize=6.5, pad=-2)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    names = shortened([axis_title(panel, i, called) for i in (0, 1)], 72 * 1.8, 7.5)
+    names = shortened([axis_title(panel, i, called) for i in (0, 1)], 72 * 0.5 * width, 7.5)
     axes.set_xlabel(names[0], fontsize=7.5, labelpad=-4)
     axes.set_ylabel(names[1], fontsize=7.5, labelpad=-4)
     axes.set_zlabel("loss", fontsize=7.5, labelpad=-4)

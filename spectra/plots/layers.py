@@ -1,4 +1,4 @@
-"""Figures of a matrix block by block, from the record of `spectra layers`: bars, and small multiples."""
+"""Figures of `spectra layers`, drawn from its record: numbers of each block, and spectral densities of each block."""
 
 from __future__ import annotations
 
@@ -9,31 +9,48 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from spectra.plots.axes import asinh_axis, magnitude_axis, scientific
+from spectra.plots.axes import asinh_axis, asinh_label, magnitude_axis
 from spectra.plots.names import settable
-from spectra.plots.style import STYLE, Figure, lay_out_legend, line_style, marker_style, shortened
+from spectra.plots.style import (
+    PAGE,
+    STYLE,
+    Figure,
+    head,
+    label_below,
+    lay_out_legend,
+    line_style,
+    marker_style,
+    shortened,
+    side_by_side,
+    text_width,
+)
 from spectra.records.layers import Block
 from spectra.records.precondition import titled
 from spectra.records.record import Record
 from spectra.spectrum.curves import asinh_grid, asinh_scale, density
 from spectra.wording import counted
 
-PAGE = 6.5  # width in inches
+HEAD, NAMES = 8, 7  # points, of the title of a panel and of the names of blocks
+HATCHES = ("", "////", "....", "xxxx", "----", "++++", "oooo")  # of bars, which differ in grey print too
 ROW = 0.17  # height in inches of a block's bar
 MOST_ROWS = 80  # of the blocks with the largest traces
 MOST_PANELS = 24  # of the largest blocks or layers
-LABELS = 4  # that the axis of a column has room for
+EACH = 1.6  # least width in inches of a panel
+LABELS = 4  # that the axis of a panel has room for
 WIDE = 30  # largest over smallest value, from which an axis is logarithmic
 Looks = dict[str, dict[str, Any]]
 
 
-def layers_figures(record: Record) -> dict[str, Figure]:
-    """Draw the results of `spectra layers`: bars of all blocks or curves of all channels, and spectral densities.
+def layers_figures(record: Record, width: float = PAGE) -> dict[str, Figure]:
+    """Draw the results of `spectra layers`: numbers of blocks or saliencies of channels, and spectral densities.
 
     Args:
         record: the result, as `spectra.load_result` returns it.
+        width: the width in inches.
 
     Returns:
         The figures by name: `layers`, and `layers-density` where every block has a spectrum.
@@ -43,11 +60,11 @@ def layers_figures(record: Record) -> dict[str, Figure]:
     leading = {titled(entry.curvature, found): entry.leading for entry in record.results}
     with matplotlib.style.context(STYLE):
         if record.results[0].by == "channel":
-            figures = {"layers": channel_figure(results)}
+            figures = {"layers": channel_figure(results, width)}
         else:
-            figures = {"layers": block_figure(results, leading)}
+            figures = {"layers": block_figure(results, leading, width)}
         if all(has_density(block) for blocks in results.values() for block in blocks):
-            figures["layers-density"] = small_multiples(results)
+            figures["layers-density"] = small_multiples(results, width)
     return figures
 
 
@@ -56,60 +73,93 @@ def looks_of(results: Sequence[str]) -> Looks:
     return {name: line_style(i, len(results)) | marker_style(i) for i, name in enumerate(results)}
 
 
-def block_figure(results: dict[str, list[Block]], leading: dict[str, tuple[float, float] | None]) -> Figure:
-    """Rows are blocks; columns the share of the trace, mean and leading eigenvalue, and what u has in the block."""
+def block_figure(
+    results: dict[str, list[Block]], leading: dict[str, tuple[float, float] | None], width: float
+) -> Figure:
+    """Draw numbers of each block, one row a block.
+
+    The panels show the share of the trace, the mean eigenvalue and the leading eigenvalue or, where no eigenvalues
+    were computed, the saliency; then the share of the full matrix's leading eigenvector.
+    """
     first = next(iter(results.values()))
-    rows = sorted(sorted(range(len(first)), key=lambda i: -abs(first[i].trace))[:MOST_ROWS])
     with_pairs = all(block.leading for blocks in results.values() for block in blocks)
     looks, count = looks_of(list(results)), 4 if with_pairs else 3
-    handles = [Line2D([], [], color=look["color"], marker=look["marker"], linestyle="none") for look in looks.values()]
-    legend = lay_out_legend(list(results), None, PAGE, handle=1.2)
-    height = 0.95 + len(rows) * ROW * (1 + 0.35 * (len(results) - 1)) + legend.height()
-    figure = Figure(figsize=(PAGE, max(2.2, height)), layout="constrained")
-    panels = figure.subplots(1, count, sharey=True)
+    columns = side_by_side(count, width, EACH, count)
+    columns = 2 if columns == 3 < count else columns
+    bands = -(-count // columns)
+    rows = sorted(sorted(range(len(first)), key=lambda i: -abs(first[i].trace))[: MOST_ROWS // bands])
+    colours = [look["color"] for look in looks.values()]
+    patches = [Patch(facecolor=c, edgecolor="white", hatch=hatch(j), alpha=0.75) for j, c in enumerate(colours)]
+    marks = [Line2D([], [], color=look["color"], marker=look["marker"], linestyle="none") for look in looks.values()]
+    legend = lay_out_legend(list(results), None, width, handle=2.4)
+    height = 0.95 + len(rows) * ROW * (1 + 0.35 * (len(results) - 1))
+    figure = Figure(figsize=(width, bands * max(1.9, height) + 0.3 + legend.height()), layout="constrained")
+    grid = figure.subplots(bands, columns, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
     for j, (name, blocks) in enumerate(results.items()):
         shown, at = [blocks[i] for i in rows], np.arange(len(rows)) + 0.7 * ((j + 0.5) / len(results) - 0.5)
         thick = 0.7 / len(results)
-        bars(panels[0], at, shown, ("share", "share_error"), looks[name], thick, scale=100)
+        bars(panels[0], at, shown, ("share", "share_error"), looks[name], hatch(j), thick, scale=100)
         if with_pairs:
-            bars(panels[3], at, shown, ("mass", None), looks[name], thick)
+            bars(panels[3], at, shown, ("mass", None), looks[name], hatch(j), thick)
+    names = shortened([settable(first[i].name) for i in rows], 0.22 * 72 * width, NAMES)
+    inches = (width - max(text_width(name, NAMES) for name in names) / 72 - 0.2) / columns - 0.12
     magnitudes(panels[1], results, rows, looks, lambda b: (b.mean, b.mean_error))
+    head(panels[0], "% of the trace\n± 2 std. errors", inches, HEAD)
+    head(panels[1], "mean λ\n± 2 std. errors", inches, HEAD)
     if with_pairs:
         wholes = {name: pair[0] for name, pair in leading.items() if pair and pair[0]}
         magnitudes(panels[2], results, rows, looks, lambda b: b.leading, wholes.values())
         for name, value in wholes.items():
-            panels[2].axvline(abs(value), color=looks[name]["color"], linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
-        head(panels[2], "leading |λ|\ndashed: of all")
-        head(panels[3], "|u|² inside, u the\nleading of all")
+            draw_whole(panels[2], abs(value), looks[name])
+        head(panels[2], "leading |λ|; dashed:\nfull matrix", inches, HEAD)
+        head(panels[3], "share of leading\neigenvector, |u|²", inches, HEAD)
     else:
         magnitudes(panels[2], results, rows, looks, lambda b: (b.sensitivity, b.sensitivity_error))
-        head(panels[2], "saliency Σ dθ²/2\n± 2 s.e.")
-    head(panels[0], "% of the trace\n± 2 s.e.")
-    head(panels[1], "mean λ\n± 2 s.e.")
-    names = shortened([settable(first[i].name) for i in rows], 0.22 * 72 * PAGE, 7)
+        head(panels[2], "saliency Σ dθ²/2\n± 2 std. errors", inches, HEAD)
     panels[0].set(yticks=range(len(rows)), ylim=(len(rows) - 0.4, -0.6))
-    panels[0].set_yticklabels(names, fontsize=7)
+    for axes in grid[:, 0]:
+        axes.set_yticklabels(names, fontsize=NAMES)
     for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=7)
         axes.grid(axis="y", color="0.92", linewidth=0.6)
         axes.set_axisbelow(True)
-    legend.draw(figure, handles)
+    legend.draw(figure, list(zip(patches, marks, strict=True)), {tuple: HandlerTuple(ndivide=None)})
     if len(rows) < len(first):
-        figure.supxlabel(f"the {len(rows)} of {len(first)} blocks with the largest traces", fontsize=7.5)
+        label_below(figure, f"the {len(rows)} of {len(first)} blocks with the largest traces", width, 7.5)
     return figure
 
 
-def head(axes: Axes, text: str) -> None:
-    """Write the title of a panel."""
-    axes.set_title(text, loc="left", fontsize=8, pad=4)
+def hatch(place: int) -> str:
+    """The hatch of the bars of one matrix."""
+    return HATCHES[place % len(HATCHES)]
 
 
-def bars(axes: Axes, at: np.ndarray, blocks: Sequence[Block], keys: tuple, look: dict, thick: float, scale=1.0) -> None:
+def draw_whole(axes: Axes, value: float, look: dict[str, Any]) -> None:
+    """Draw a number of the full matrix as a dashed line, with the marker of the matrix at its lower end."""
+    style = {"color": look["color"], "marker": look["marker"], "markersize": 3.5, "markevery": [0], "clip_on": False}
+    across = axes.get_xaxis_transform()
+    axes.plot([value, value], [0, 1], linewidth=0.9, linestyle=(0, (4, 2)), zorder=1, transform=across, **style)
+
+
+def bars(
+    axes: Axes,
+    at: np.ndarray,
+    blocks: Sequence[Block],
+    keys: tuple,
+    look: dict,
+    pattern: str,
+    thick: float,
+    scale: float = 1.0,
+) -> None:
     """Draw one number of each block as a bar, with two standard errors."""
     values = scale * np.array([getattr(block, keys[0]) for block in blocks], dtype=float)
     errors = 2 * scale * np.array([getattr(block, keys[1]) for block in blocks], dtype=float) if keys[1] else None
-    axes.barh(at, values, height=0.9 * thick, color=look["color"], alpha=0.75, linewidth=0, zorder=2)
+    style: dict[str, Any] = {"color": look["color"], "hatch": pattern, "edgecolor": "white", "alpha": 0.75}
+    axes.barh(at, values, height=0.9 * thick, linewidth=0, zorder=2, **style)
     if errors is not None:
         axes.errorbar(values, at, xerr=errors, fmt="none", ecolor="0.1", elinewidth=0.9, zorder=3)
     axes.axvline(0, color="0.6", linewidth=0.6, zorder=1)
@@ -123,9 +173,9 @@ def magnitudes(
     read: Callable[[Block], Any],
     others: Iterable[float] = (),
 ) -> None:
-    """Draw points with errors, by magnitude on a logarithmic axis where they spread; hollow where negative.
+    """Draw points with errors; where they spread widely, magnitudes on a logarithmic axis, negative ones hollow.
 
-    The axis has room for `others` too.
+    The axis shows `others` too.
     """
     every = np.array([read(blocks[i])[0] for blocks in results.values() for i in rows] + [*others], dtype=float)
     every = np.abs(every[np.isfinite(every) & (every != 0)])
@@ -148,21 +198,21 @@ def look_of_points(look: dict[str, Any]) -> dict[str, Any]:
     return {"color": look["color"], "marker": look["marker"], "linestyle": "none"}
 
 
-def grid_of(count: int, legend: Any, each: float) -> tuple[Figure, list[Axes]]:
-    """Panels in three columns that share both axes."""
-    columns = min(3, count)
+def grid_of(count: int, legend: Any, width: float, each: float) -> tuple[Figure, list[Axes], int]:
+    """Panels that share both axes, each so many inches high, and the number of panels in a row."""
+    columns = side_by_side(count, width, EACH, 3)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(PAGE, 0.5 + each * rows + legend.height()), layout="constrained")
+    figure = Figure(figsize=(width, 0.6 + each * rows + legend.height()), layout="constrained")
     panels = figure.subplots(rows, columns, sharex="all", sharey="all", squeeze=False).ravel()
     for axes in panels[count:]:
         axes.set_visible(False)
     for axes in panels[max(0, count - columns) : count]:
         axes.tick_params(labelbottom=True)
-    return figure, list(panels[:count])
+    return figure, list(panels[:count]), columns
 
 
-def small_multiples(results: dict[str, list[Block]]) -> Figure:
-    """A density a block, all on the same axes: in asinh, linear around zero."""
+def small_multiples(results: dict[str, list[Block]], width: float) -> Figure:
+    """Draw the spectral density of each block, all on the same asinh axis."""
     first = next(iter(results.values()))
     rows = sorted(sorted(range(len(first)), key=lambda i: -first[i].parameters)[:MOST_PANELS])
     measures = {name: [blocks[i].measure() for i in rows] for name, blocks in results.items()}
@@ -170,8 +220,9 @@ def small_multiples(results: dict[str, list[Block]]) -> Figure:
     every = [measure for some in measures.values() for measure in some]
     scale = asinh_scale(every)
     grid = asinh_grid(every, scale, points=501)
-    legend = lay_out_legend(list(results), None, PAGE)
-    figure, panels = grid_of(len(rows), legend, each=1.35)
+    legend = lay_out_legend(list(results), None, width)
+    figure, panels, columns = grid_of(len(rows), legend, width, each=1.35)
+    inches = (width - 0.5) / columns - 0.1
     heights: list[float] = []
     known: list[float] = []
     for j, (axes, row) in enumerate(zip(panels, rows, strict=True)):
@@ -182,15 +233,16 @@ def small_multiples(results: dict[str, list[Block]]) -> Figure:
             axes.plot(grid, curve.value, **style)
             heights.append(curve.value.max())
             known.extend(np.atleast_1d(np.interp(some[j].nodes[0, : some[j].deflated], grid, curve.value)))
-        title = shortened([settable(first[row].name)], 72 * PAGE / 3 - 60, 8)[0]
-        head(axes, f"{title}, n = {first[row].parameters:,}")
+        size = f", n = {first[row].parameters:,}"
+        title = shortened([settable(first[row].name)], 72 * inches - text_width(size, HEAD) - 5, HEAD)[0]
+        head(axes, title + size, inches, HEAD)
         axes.tick_params(labelsize=7)
     lowest = min([1e-3 * max(heights), *(height / 3 for height in known)])
     panels[0].set(yscale="log", ylim=(max(lowest, 1e-9 * max(heights)), 3 * max(heights)))
     for axes in panels:
-        asinh_axis((axes,), grid, scale, inches=1.4 * (PAGE / 3 - 0.5))  # their labels are smaller than usual
+        asinh_axis((axes,), grid, scale, inches=1.4 * (inches - 0.1))  # their labels are smaller than usual
     figure.supylabel("density", fontsize=9)
-    figure.supxlabel(f"eigenvalue λ (asinh axis, linear within {scientific(scale)} of zero)", fontsize=9)
+    figure.supxlabel(asinh_label(scale, width), fontsize=9)
     legend.draw(figure, panels[0].lines)
     return figure
 
@@ -200,15 +252,16 @@ def has_density(block: Block) -> bool:
     return block.nodes is not None and bool(np.isfinite(block.nodes).all())
 
 
-def channel_figure(results: dict[str, list[Block]]) -> Figure:
-    """A panel a layer: saliencies of its channels, largest first."""
+def channel_figure(results: dict[str, list[Block]], width: float) -> Figure:
+    """Draw the saliencies of the channels of each layer, largest first, one panel a layer."""
     layers = by_layer(next(iter(results.values())))
     chosen = sorted(sorted(layers, key=lambda name: -len(layers[name]))[:MOST_PANELS], key=list(layers).index)
     looks = looks_of(list(results))
     handles = [Line2D([], [], **look_of_points(look)) for look in looks.values()]
-    legend = lay_out_legend(list(results), None, PAGE, handle=1.2)
-    figure, panels = grid_of(len(chosen), legend, each=1.35)
-    drawn = []
+    legend = lay_out_legend(list(results), None, width, handle=1.2)
+    figure, panels, columns = grid_of(len(chosen), legend, width, each=1.35 if len(chosen) > 1 else 1.9)
+    inches = (width - 0.5) / columns - 0.1
+    drawn, negative = [], False
     for axes, layer in zip(panels, chosen, strict=True):
         for name, blocks in results.items():
             some = sorted((blocks[i] for i in layers[layer]), key=lambda block: -block.sensitivity)
@@ -218,16 +271,16 @@ def channel_figure(results: dict[str, list[Block]]) -> Figure:
             for held, face in ((values > 0, looks[name]["color"]), (values < 0, "white")):
                 style: dict[str, Any] = {"markersize": 2.6, "mew": 0.7, "elinewidth": 0.7} | look_of_points(looks[name])
                 axes.errorbar(at[held], np.abs(values[held]), 2 * errors[held], mfc=face, **style)
-            drawn += [*np.abs(values[values != 0])]
-        head(
-            axes, shortened([f"{settable(layer)}, {counted(len(layers[layer]), 'channel')}"], 72 * PAGE / 3 - 30, 8)[0]
-        )
+            drawn, negative = [*drawn, *np.abs(values[values != 0])], negative or bool((values < 0).any())
+        title = f"{settable(layer)}, {counted(len(layers[layer]), 'channel')}"
+        head(axes, shortened([title], 72 * inches, HEAD)[0], inches, HEAD)
         axes.tick_params(labelsize=7)
     if drawn:
         magnitude_axis(panels[0], "y", np.array(drawn))
+    hollow = "; hollow: negative" if negative else ""
     left_out = f"; {len(layers) - len(chosen)} smaller layers left out" if len(chosen) < len(layers) else ""
-    figure.supxlabel(f"channels by falling saliency; hollow: negative{left_out}", fontsize=9)
-    figure.supylabel("saliency Σ dθ²/2 ± 2 s.e.", fontsize=9)
+    label_below(figure, f"channels in order of saliency{hollow}{left_out}", width)
+    figure.supylabel("saliency Σ dθ²/2\n± 2 standard errors", fontsize=9)
     legend.draw(figure, handles)
     return figure
 

@@ -7,7 +7,7 @@ pyplot, no global settings read or changed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -16,6 +16,7 @@ import matplotlib.figure
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import ScaledTranslation
 
@@ -35,6 +36,7 @@ STYLE = [
         "savefig.dpi": 200,
     },
 ]
+PAGE, COLUMN = 6.5, 3.25  # widths in inches
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito 2008
 # Later curves are drawn on top of earlier ones, thinner and with wider gaps, so that equal curves all show.
 DASHES = (
@@ -52,7 +54,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STEP = 3
 MOST_CURVES = 2 * len(COLOURS)
 THICKEST, THINNEST = 2.4, 1.1  # points
-LEGEND_SIZE, TITLE_SIZE, SMALL = 8.5, 10, 7  # points; small: of the legend of one panel
+LEGEND_SIZE, HEAD_SIZE, TITLE_SIZE, SMALL = 8.5, 8.5, 10, 7  # points; head: of a panel's title; small: of its legend
 BELOW = 0.44  # inches from an x-axis to the legend of its panel, with room for the ticks and the label
 NO_DATES = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the formats written
 
@@ -101,8 +103,8 @@ class Legend(NamedTuple):
         points = LEGEND_SIZE * (1.25 * (lines - 2) + 0.5 * (rows - 1)) + 1.25 * TITLE_SIZE * title
         return max(0, points) / 72
 
-    def draw(self, figure: matplotlib.figure.Figure, handles: Sequence[Any]) -> None:
-        """Draw the legend above everything else in the figure."""
+    def draw(self, figure: FigureBase, handles: Sequence[Any], handlers: Mapping[Any, Any] | None = None) -> None:
+        """Draw the legend above everything else in the figure; `handlers` draw handles of these types."""
         legend = figure.legend(
             handles,
             self.labels,
@@ -113,6 +115,7 @@ class Legend(NamedTuple):
             fontsize=LEGEND_SIZE,
             frameon=False,
             handlelength=self.handle,
+            handler_map=handlers,
         )
         legend.get_title().set_multialignment("center")
 
@@ -123,9 +126,34 @@ def lay_out_legend(labels: Sequence[str], title: str | None, width: float, handl
     names, notes = zip(*(text.split("\n", 1) if "\n" in text else (text, "") for text in labels), strict=True)
     names = shortened(names, page - space, LEGEND_SIZE)
     labels = ["\n".join(filter(None, entry)) for entry in zip(names, notes, strict=True)]
-    longest = max(text_width(line, LEGEND_SIZE) for text in labels for line in text.split("\n"))
-    columns = max(1, min(len(labels), int(page / (longest + space))))
+    widths = [space + max(text_width(line, LEGEND_SIZE) for line in text.split("\n")) for text in labels]
+    columns = max(count for count in range(1, len(labels) + 1) if count == 1 or _total(widths, count) <= page)
     return Legend(labels, columns, wrapped(title, page - 20, TITLE_SIZE) if title else None, handle)
+
+
+def _total(widths: Sequence[float], columns: int) -> float:
+    """The width of a legend whose entries fill so many columns, one after the other."""
+    return sum(max(column) for column in np.array_split(widths, columns))
+
+
+def side_by_side(panels: int, width: float, each: float, most: int) -> int:
+    """The number of panels in a row, at most so many, that leaves each of them `each` inches of a figure's width."""
+    return max(1, min(panels, most, int(width / each)))
+
+
+def head(axes: Axes, text: str, inches: float, size: float = HEAD_SIZE) -> None:
+    """Write the title of a panel, in lines of at most so many inches."""
+    axes.set_title(wrapped(text, 72 * inches, size), loc="left", fontsize=size, pad=4)
+
+
+def head_of_part(axes: Axes, text: str, inches: float) -> None:
+    """Write the title of a subfigure with one panel, in lines of at most so many inches from its left edge."""
+    axes.figure.suptitle(wrapped(text, 72 * inches - 6, HEAD_SIZE), x=0.01, ha="left", fontsize=HEAD_SIZE)
+
+
+def label_below(figure: FigureBase, text: str, inches: float, size: float = 9) -> None:
+    """Write the label of all x-axes of a figure, in lines of at most so many inches."""
+    figure.supxlabel(wrapped(text, 72 * inches - 6, size), fontsize=size)
 
 
 def legend_below(axes: Axes, inches: float) -> None:
@@ -193,6 +221,18 @@ def wrapped(text: str, points: float, size: float) -> str:
             else:
                 lines[-1] = longer
     return "\n".join(_cut(line, points, size, head=0.5) for line in lines)
+
+
+def with_note(label: str, note: str, inches: float, size: float = 9) -> str:
+    """A label and a note on it, in one line where that has at most so many inches, else in lines of their own."""
+    whole = f"{label} {note}"
+    return whole if text_width(whole, size) <= 72 * inches else wrapped(f"{label}\n{note}", 72 * inches, size)
+
+
+def in_lines(names: Sequence[str], inches: float, size: float) -> list[str]:
+    """Names in lines of at most so many inches; in one line each where lines would make two of them equal."""
+    lines = [wrapped(name, 72 * inches, size) for name in names]
+    return lines if len(set(lines)) == len(set(names)) else shortened(names, 72 * inches, size)
 
 
 def figure_of(axes: Axes) -> matplotlib.figure.Figure:
