@@ -22,6 +22,7 @@ from torch import Tensor
 from spectra.curvature.displacement import displaced, losses, square
 from spectra.curvature.engine.gradients import mean_gradient, with_weight_decay
 from spectra.curvature.evaluation import mean_loss
+from spectra.curvature.checks.loss_checks import why_no_examples
 from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError
 from spectra.operator import SymmetricOperator
@@ -197,6 +198,9 @@ def spread_along(
 
 def values_along(problem: Problem, name: str, vectors: Sequence[Tensor]) -> tuple[list, list, str]:
     """Curvatures and slopes of the examples, rows by direction; or why there are none."""
+    why = why_no_examples(problem)
+    if problem.processes.totals(float(why is not None))[0]:
+        return [], [], f"no curvature of single examples: {'; '.join(why or ())}"
     try:
         curvatures, slopes = per_example(problem, name, vectors)
     except SpectraError as error:

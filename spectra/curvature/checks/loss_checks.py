@@ -82,22 +82,33 @@ def why_no_gradients(problem: Problem, matrix: Definition) -> str | None:
     that gives one number for a batch, or an output with tensors that are not of single examples. None where the
     gradients exist, or the matrix needs none.
     """
-    own = isinstance(problem.loss, CustomLoss | BatchLoss)
-    if not own or "loss gradient" not in matrix.derivatives or not problem.batches:
+    if "loss gradient" not in matrix.derivatives or (why := why_no_examples(problem)) is None:
+        return None
+    reason, way_out = why
+    others = "hessian" if isinstance(problem.loss, BatchLoss) else "hessian or ggn"
+    return f"{reason}; {way_out}, or ask for {others}"
+
+
+def why_no_examples(problem: Problem) -> tuple[str, str] | None:
+    """The reason why single examples have no gradients of their own, and the way out. None where they have."""
+    if not isinstance(problem.loss, CustomLoss | BatchLoss) or not problem.batches:
         return None
     batch = problem.batches[0]
-    rows = rows_of(problem, batch)
-    if isinstance(problem.loss, BatchLoss) and len(rows) != len(batch):
-        return (
-            f"{name_of(problem.loss)} returns one number for a batch, so its examples have no gradients of their own; "
-            "return one value for each example, or ask for hessian"
+    if isinstance(problem.loss, BatchLoss):
+        if len(rows_of(problem, batch)) == len(batch):
+            return None
+        reason = (
+            f"{name_of(problem.loss)} returns one number for a batch, so its examples have no gradients of their own"
         )
+        return reason, "return one value for each example"
+    rows_of(problem, batch)
     layout = problem.layout(batch)
     if layout and not layout.by_example:
-        return (
+        reason = (
             "the model's output has tensors whose first dimension does not count the examples, so these have no "
-            "gradients of their own; leave such tensors out of the output, or ask for hessian or ggn"
+            "gradients of their own"
         )
+        return reason, "leave such tensors out of the output"
     return None
 
 
