@@ -796,6 +796,10 @@ ERRORS = {
     "unknown option": (f"eig {PROBLEM} --nonsense", ["--nonsense", "spectra eig --help"]),
     "unknown option of the group": ("--nonsense", ["--nonsense", "spectra --help"]),
     "surplus argument": (f"eig {PROBLEM} surplus", ["surplus"]),
+    "checkpoint given twice": (
+        f"eig {PROBLEM} --checkpoint a.pt --checkpoint b.pt", ["--checkpoint is given 2 times", "spectra sweep"]
+    ),
+    "data given twice": (f"trace {PROBLEM} {POINTS}", ["--data is given 2 times", "spectra trace --help"]),
     "no model": (f"eig {POINTS}", ["--model"]),
     "no data": (f"trace {LINEAR}", ["--data"]),
     "option without its value": (f"eig {PROBLEM} -k", ["-k"]),
@@ -851,6 +855,7 @@ ERRORS = {
     "no such module": (f"eig --model no.such:net {POINTS}", ["--model no.such:net"]),
     "no such torchvision model": (f"eig --model torchvision:resnet1 {POINTS}", ["torchvision:resnet1", "resnet18"]),
     "option of a model": (f"eig --model nets.py:linear?wdth=3 {POINTS}", ["wdth", "inputs, outputs"]),
+    "model of torchvision": (f"eig --model resnet18 {POINTS}", ["did you mean torchvision:resnet18?"]),
     "no model at all": (f"eig --model nets.py:WIDTH {POINTS}", ["--model nets.py:WIDTH", "int"]),
     "integer model": (f"eig --model nets.py:Integers {POINTS}", ["--model"]),
     "raising": (f"eig --model nets.py:raising {POINTS}", ["--model", "on the data", "ValueError: first line"]),

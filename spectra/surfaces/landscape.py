@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectra.curvature.checks.loss_checks import why_no_examples
 from spectra.curvature.displacement import displaced, losses, square
 from spectra.curvature.engine.gradients import mean_gradient, with_weight_decay
 from spectra.curvature.evaluation import mean_loss
-from spectra.curvature.checks.loss_checks import why_no_examples
 from spectra.curvature.matrices import definition
 from spectra.errors import SpectraError
 from spectra.operator import SymmetricOperator
