@@ -97,8 +97,8 @@ def divided(item: Any, wanted: Wanted) -> tuple[Any, Any]:
     """
     tree = as_mapping(item)
     if wanted.whole:
-        return plain(tree), None
-    if isinstance(tree, tuple | list) and len(tree) == 2:
+        return plain(labelled(tree, wanted)), None
+    if is_pair(tree):
         return plain(tree[0]), plain(tree[1])
     if isinstance(tree, Mapping):
         return divided_mapping(tree, wanted)
@@ -107,6 +107,19 @@ def divided(item: Any, wanted: Wanted) -> tuple[Any, Any]:
     if wanted.trees and not isinstance(tree, tuple | list):
         return plain(tree), None
     raise Undivided
+
+
+def is_pair(item: Any) -> bool:
+    """Whether an item has the form (x, y)."""
+    return isinstance(item, tuple | list) and len(item) == 2
+
+
+def labelled(item: Any, wanted: Wanted) -> Any:
+    """A pair (x, y) as the first argument and the labels of a model that is asked for its own loss; else the item."""
+    takes = wanted.takes.names
+    if not (wanted.forwards and is_pair(item) and TARGETS[0] in takes[1:]):
+        return item
+    return {takes[0]: item[0], TARGETS[0]: item[1]}
 
 
 def divided_mapping(tree: Mapping[str, Any], wanted: Wanted) -> tuple[Any, Any]:
