@@ -208,6 +208,7 @@ def folder(tmp_path_factory) -> Path:
     np.savez(folder / "wide.npz", x=np.concatenate([x, x], 1), y=y)
     np.savez(folder / "empty.npz", x=x[:0], y=y[:0])
     np.savez(folder / "range.npz", x=x, y=y + 5)
+    np.savez(folder / "named.npz", features=x, labels=y)
     np.savez(folder / "some_ignored.npz", x=x, y=np.where(np.arange(11) % 4, y, 2))
     np.savez(folder / "all_ignored.npz", x=x, y=np.full(11, -100))
     np.savez(folder / "nan.npz", x=np.where(np.arange(44).reshape(11, 4) == 13, np.nan, x), y=y)
@@ -803,6 +804,9 @@ ERRORS = {
     "no model": (f"eig {POINTS}", ["--model"]),
     "no data": (f"trace {LINEAR}", ["--data"]),
     "option without its value": (f"eig {PROBLEM} -k", ["-k"]),
+    "curvatures in one": (
+        f"eig {PROBLEM} --curvature hessian,ggn", ["several names", "--curvature hessian --curvature ggn"]
+    ),
     "curvature": (f"eig {PROBLEM} --curvature nonsense", ["--curvature", "nonsense", *MATRICES]),
     "which": (f"eig {PROBLEM} --which XX", ["--which", "XX", "LM", "BE"]),
     "method": (f"eig {PROBLEM} --method nonsense", ["--method", "nonsense", "lanczos"]),
@@ -872,6 +876,11 @@ ERRORS = {
     "a text": (f"eig {PROBLEM} --checkpoint nets.py", ["--checkpoint nets.py", "text file"]),
     "keys": (f"eig {PROBLEM} --checkpoint keys.pt", ["--checkpoint keys.pt", "missing weight", "wieght"]),
     "shapes": (f"eig {PROBLEM} --checkpoint shapes.pt", ["--checkpoint shapes.pt", "(3, 4)", "(3, 5)"]),
+    "head of another number of classes": (
+        f"eig --model nets.py:linear?outputs=5 {POINTS} --checkpoint linear.pt", ["(num_classes=3?); check --model"]
+    ),
+    "own loss of a model without": (f"eig {PROBLEM} --loss model", ["name a --loss if the model computes none"]),
+    "names of arrays": (f"eig {LINEAR} --data named.npz", ["takes no features", "the input x and the targets y"]),
     "weights diverged": (f"eig {PROBLEM} --checkpoint nan.pt", ["--checkpoint nan.pt", "bias", "not finite"]),
     # data and losses
     "no such data": (f"eig {LINEAR} --data nowhere.npz", ["--data nowhere.npz", "no such file"]),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import spectra
 from spectra.cli import run
 from spectra.curvature.evaluation import mean_loss
+from spectra.errors import SpectraError
 from spectra.inputs.problem import load_problem
 from spectra.problem.batch_loss import BatchLoss
 
@@ -312,6 +313,15 @@ def test_images_of_a_folder_are_transformed_for_losses_of_whole_items(loss):
     problem = load_problem(model="hf.py:vit", data="pictures", loss=loss).problem
     assert mean_loss(problem) == pytest.approx(mean_loss(expected), rel=1e-6)
     assert type(problem.loss) is (type(expected.loss) if loss == "model" else BatchLoss)
+
+
+def test_a_decoder_without_inputs_is_told_of_the_models_own_loss():
+    tokens = np.random.default_rng(0).integers(1, 9, (4, 5))
+    np.savez("translated.npz", input_ids=tokens, labels=tokens)
+    with pytest.raises(
+        SpectraError, match="makes the inputs of its decoder from labels, which only `loss` model gives"
+    ):
+        load_problem(model="hf.py:t5", data="translated.npz", loss="cross_entropy")
 
 
 def test_a_pair_of_arrays_is_input_and_labels():

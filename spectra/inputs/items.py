@@ -196,8 +196,13 @@ def refuse_other_names(inputs: Any, takes: Arguments, name: str) -> None:
     known = ", ".join(takes.names) or "none by name"
     unknown = [key for key in inputs if key not in takes.names]
     if unknown and not takes.others:
-        text = f"the model takes no {', '.join(map(str, unknown))} (it takes {known}); leave that out of the data"
-        raise input_error("`data`", name, f"{text}, or give it one of these names")
+        text = f"the model takes no {', '.join(map(str, unknown))} (it takes {known}); "
+        way_out = "leave that out of the data, or give it one of these names"
+        if len(takes.names) == 1:
+            way_out = (
+                "name the input x and the targets y; a model that takes a whole mapping needs a loss of (model, batch)"
+            )
+        raise input_error("`data`", name, text + way_out)
     if missing := [key for key in takes.needed if key not in inputs]:
         held = ", ".join(map(str, inputs))
         text = f"the model needs {', '.join(missing)}, and the data hold {held}"
