@@ -756,7 +756,7 @@ WRONG = {
     "mapping": ({"x": 1}, "dict cannot be read as data"),
     "identifiers": (
         {"x": torch.ones(2, 3), "id": ["a", "b"]},
-        r"dict holds id of type list beside tensors; leave it out, or .*\[batch\]",
+        r"dict holds id of type list beside tensors; leave it out, .*\[batch\]",
     ),
 }
 

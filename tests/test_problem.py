@@ -352,7 +352,7 @@ def test_labels_of_another_shape(targets, way_out):
 
 
 def test_a_label_below_0_is_counted_from_1_or_ignored():
-    with refused("label -1 is out of range", "count classes from 0", "?ignore_index=-1"):
+    with refused("`data`: label -1 is out of range", "count classes from 0", "?ignore_index=-1"):
         CrossEntropy().check(torch.ones(2, 3), torch.tensor([0, -1]))
 
 
