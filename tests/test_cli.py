@@ -208,6 +208,7 @@ def folder(tmp_path_factory) -> Path:
     np.savez(folder / "wide.npz", x=np.concatenate([x, x], 1), y=y)
     np.savez(folder / "empty.npz", x=x[:0], y=y[:0])
     np.savez(folder / "range.npz", x=x, y=y + 5)
+    np.savez(folder / "named.npz", features=x, labels=y)
     np.savez(folder / "some_ignored.npz", x=x, y=np.where(np.arange(11) % 4, y, 2))
     np.savez(folder / "all_ignored.npz", x=x, y=np.full(11, -100))
     np.savez(folder / "nan.npz", x=np.where(np.arange(44).reshape(11, 4) == 13, np.nan, x), y=y)
@@ -796,9 +797,16 @@ ERRORS = {
     "unknown option": (f"eig {PROBLEM} --nonsense", ["--nonsense", "spectra eig --help"]),
     "unknown option of the group": ("--nonsense", ["--nonsense", "spectra --help"]),
     "surplus argument": (f"eig {PROBLEM} surplus", ["surplus"]),
+    "checkpoint given twice": (
+        f"eig {PROBLEM} --checkpoint a.pt --checkpoint b.pt", ["--checkpoint is given 2 times", "spectra sweep"]
+    ),
+    "data given twice": (f"trace {PROBLEM} {POINTS}", ["--data is given 2 times", "spectra trace --help"]),
     "no model": (f"eig {POINTS}", ["--model"]),
     "no data": (f"trace {LINEAR}", ["--data"]),
     "option without its value": (f"eig {PROBLEM} -k", ["-k"]),
+    "curvatures in one": (
+        f"eig {PROBLEM} --curvature hessian,ggn", ["several names", "--curvature hessian --curvature ggn"]
+    ),
     "curvature": (f"eig {PROBLEM} --curvature nonsense", ["--curvature", "nonsense", *MATRICES]),
     "which": (f"eig {PROBLEM} --which XX", ["--which", "XX", "LM", "BE"]),
     "method": (f"eig {PROBLEM} --method nonsense", ["--method", "nonsense", "lanczos"]),
@@ -851,6 +859,7 @@ ERRORS = {
     "no such module": (f"eig --model no.such:net {POINTS}", ["--model no.such:net"]),
     "no such torchvision model": (f"eig --model torchvision:resnet1 {POINTS}", ["torchvision:resnet1", "resnet18"]),
     "option of a model": (f"eig --model nets.py:linear?wdth=3 {POINTS}", ["wdth", "inputs, outputs"]),
+    "model of torchvision": (f"eig --model resnet18 {POINTS}", ["did you mean torchvision:resnet18?"]),
     "no model at all": (f"eig --model nets.py:WIDTH {POINTS}", ["--model nets.py:WIDTH", "int"]),
     "integer model": (f"eig --model nets.py:Integers {POINTS}", ["--model"]),
     "raising": (f"eig --model nets.py:raising {POINTS}", ["--model", "on the data", "ValueError: first line"]),
@@ -867,6 +876,11 @@ ERRORS = {
     "a text": (f"eig {PROBLEM} --checkpoint nets.py", ["--checkpoint nets.py", "text file"]),
     "keys": (f"eig {PROBLEM} --checkpoint keys.pt", ["--checkpoint keys.pt", "missing weight", "wieght"]),
     "shapes": (f"eig {PROBLEM} --checkpoint shapes.pt", ["--checkpoint shapes.pt", "(3, 4)", "(3, 5)"]),
+    "head of another number of classes": (
+        f"eig --model nets.py:linear?outputs=5 {POINTS} --checkpoint linear.pt", ["(num_classes=3?); check --model"]
+    ),
+    "own loss of a model without": (f"eig {PROBLEM} --loss model", ["name a --loss if the model computes none"]),
+    "names of arrays": (f"eig {LINEAR} --data named.npz", ["takes no features", "the input x and the targets y"]),
     "weights diverged": (f"eig {PROBLEM} --checkpoint nan.pt", ["--checkpoint nan.pt", "bias", "not finite"]),
     # data and losses
     "no such data": (f"eig {LINEAR} --data nowhere.npz", ["--data nowhere.npz", "no such file"]),

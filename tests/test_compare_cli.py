@@ -179,6 +179,15 @@ def test_what_is_refused(options, fragments, call):
     assert not Path("here/compare.state").exists()
 
 
+def test_a_loss_with_one_matrix_is_told_so(call):
+    Path("own.py").write_text("def loss(model, batch):\n    return model(batch[0]).square().mean()\n")
+    status, out, err = call(f"{LINE} --loss own.py:loss")
+    assert (status, out) == (2, "")
+    assert "--loss own.py:loss: it has no matrix to compare hessian with; " in err
+    assert "ggn is left out: a loss of (model, batch) does not show the model's output" in err
+    assert "such as hessian and fisher-batch" in err
+
+
 @pytest.mark.parametrize("limit", [1, 12, 100])
 def test_a_budget_ends_it_with_status_1(limit, call):
     status, out, err = call(f"{LINE} --max-products {limit} --json")

@@ -754,6 +754,10 @@ WRONG = {
     "words": ([(torch.ones(3, 2), ["a", "b", "c"])], "y holds a str|y is a list"),
     "ragged": ([(torch.ones(3, 2), [[1, 2], [3]])], "x and y of batch 0 of list have shapes"),
     "mapping": ({"x": 1}, "dict cannot be read as data"),
+    "identifiers": (
+        {"x": torch.ones(2, 3), "id": ["a", "b"]},
+        r"dict holds id of type list beside tensors; leave it out, .*\[batch\]",
+    ),
 }
 
 

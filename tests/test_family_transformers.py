@@ -249,7 +249,10 @@ REFUSED = {
     "transformers:PreTrainedModel?path=saved": ["base class"],
     "transformers:GPT2LMHeadModel?path=tokens.npz": ["it is a file"],
     "transformers:GPT2LMHeadModel?path=.": ["no config.json", "save_pretrained"],
-    "saved": ["it is a folder", "transformers:AutoModel?path=saved"],
+    "transformers:AutoModelForImageClassification?path=saved": ["GPT2LMHeadModel; write that class in place of"],
+    "transformers:saved": ["it is a folder", "transformers:GPT2LMHeadModel?path=saved"],
+    "saved": ["it is a folder", "transformers:GPT2LMHeadModel?path=saved"],
+    ".": ["it is a folder", "transformers:AutoModel?path=."],
 }
 
 

@@ -4,15 +4,20 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from dense import Dense, eigenvalues, largest
+from PIL import Image
 from torch import Tensor, nn
 
 import spectra
 from spectra.cli import run
+from spectra.curvature.evaluation import mean_loss
+from spectra.errors import SpectraError
 from spectra.inputs.problem import load_problem
+from spectra.problem.batch_loss import BatchLoss
 
 transformers = pytest.importorskip("transformers")
 
@@ -279,3 +284,50 @@ def test_ctc_inside_a_model(user, capfd):
     g = torch.stack(rows)
     record = eigenvalues(capfd, *shlex.split(f"{name} --curvature fisher-batch"))
     assert record["results"][0]["eigenvalues"] == pytest.approx(largest(g @ g.T / 2, 2), rel=1e-6)
+
+
+ENTROPY = """
+def entropy(model, batch):
+    import torch.nn.functional as F
+    x, y = batch
+    return F.cross_entropy(model(x).logits, y, reduction="none")
+"""
+
+
+def folder_of_images() -> None:
+    """Images of two classes in a folder, and as arrays in a file."""
+    drawn = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    for number, image in enumerate(drawn):
+        place = Path("pictures", "ab"[number // 3], f"{number}.png")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
+    x, y = drawn.transpose(0, 3, 1, 2) / np.float32(255), np.arange(6) // 3
+    np.savez("named.npz", pixel_values=x, labels=y)
+    Path("own.py").write_text(ENTROPY)
+
+
+@pytest.mark.parametrize("loss", ["model", "own.py:entropy"])
+def test_images_of_a_folder_are_transformed_for_losses_of_whole_items(loss):
+    folder_of_images()
+    expected = load_problem(model="hf.py:vit", data="named.npz", loss="model").problem
+    problem = load_problem(model="hf.py:vit", data="pictures", loss=loss).problem
+    assert mean_loss(problem) == pytest.approx(mean_loss(expected), rel=1e-6)
+    assert type(problem.loss) is (type(expected.loss) if loss == "model" else BatchLoss)
+
+
+def test_a_decoder_without_inputs_is_told_of_the_models_own_loss():
+    tokens = np.random.default_rng(0).integers(1, 9, (4, 5))
+    np.savez("translated.npz", input_ids=tokens, labels=tokens)
+    with pytest.raises(SpectraError, match="inputs of its decoder from labels, which only `loss` model gives"):
+        load_problem(model="hf.py:t5", data="translated.npz", loss="cross_entropy")
+
+
+def test_a_pair_of_arrays_is_input_and_labels():
+    draw = np.random.default_rng(0)
+    x, y = draw.integers(0, 9, (6, 5)), draw.integers(0, 3, (6, 5))
+    np.savez("named.npz", input_ids=x, labels=y)
+    np.savez("pair.npz", x=x, y=y)
+    named, pair = (
+        load_problem(model="hf.py:entities", data=f"{d}.npz", loss="model").problem for d in ("named", "pair")
+    )
+    assert mean_loss(pair) == mean_loss(named)

@@ -19,6 +19,7 @@ from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.layerwise.parameter_blocks import channel_of
 from spectra.operator import Counting
+from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem
@@ -393,3 +394,19 @@ def test_a_plane_holds_its_lines():
     assert found.evaluations == 5 + 5 + 25
     d, e = (d.vector for d in found.directions.values())
     assert plane.cosine == pytest.approx((d @ e / d.norm() / e.norm()).item())
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_a_loss_of_a_batch_has_no_curvature_of_single_examples(each):
+    def squares(model, batch):
+        values = (model(batch[0]) - batch[1]).square().mean(1)
+        return values if each else values.mean()
+
+    batches = [replace(batch, inputs=(batch.inputs, batch.targets), targets=None) for batch in linear().batches]
+    problem = replace(linear(), loss=BatchLoss(squares, "squares"), batches=batches)
+    found = looked_at(problem, ("random",), radius=1.0, points=5)
+    reason = "squares returns one number for a batch, so its examples have no gradients of their own"
+    assert [*found.spread] == (["random"] if each else [])
+    assert found.without == (
+        "" if each else f"no curvature of single examples: {reason}; return one value for each example"
+    )

@@ -10,7 +10,8 @@ import torch
 from matplotlib.transforms import Bbox
 from test_density import low_rank, marchenko_pastur, network, semicircle_with_spikes, slq
 
-from spectra.errors import SpectraError
+import spectra
+from spectra.errors import ArgumentError, SpectraError
 from spectra.krylov.results import Eigenpairs, SpectralMeasure, TraceEstimate
 from spectra.plots import density_figure, eigenvalue_figure, save_figure, trace_figure
 from spectra.plots.axes import asinh_ticks
@@ -404,3 +405,23 @@ def test_letters_are_embedded_in_a_pdf_and_outlines_in_an_svg():
     assert b"/FontFile2" in pdf.getvalue()
     assert b"/Type3" not in pdf.getvalue()
     assert b"<text" not in svg.getvalue()
+
+
+# Results of the commands as functions
+
+
+def test_figures_take_the_results_of_the_commands():
+    matrix = torch.diag(torch.arange(1.0, 9.0))
+    density, trace = spectra.density(matrix, steps=4, probes=2), spectra.trace(matrix)
+    drawn = trace_figure({"a": trace}).axes[0].containers[0].lines[0]
+    assert drawn.get_xdata() == [trace.trace]
+    curves = [density_figure({"a": one}).axes[0].lines[0].get_xydata() for one in (density, density.measure())]
+    assert np.array_equal(*curves)
+
+
+@pytest.mark.parametrize("draw", [density_figure, trace_figure, eigenvalue_figure])
+def test_a_figure_of_results_without_names_is_refused(draw):
+    with pytest.raises(ArgumentError, match=r"give results by name, as \{'a': result\}"):
+        draw([1.0])
+    with pytest.raises(ArgumentError, match="there is nothing to draw"):
+        draw({})

@@ -342,6 +342,24 @@ def test_a_loss_without_second_derivative_has_an_empirical_fisher():
 # Data, targets, shapes.
 
 
+@pytest.mark.parametrize(
+    ("targets", "way_out"),
+    [
+        (torch.eye(3, dtype=torch.int64), "y.argmax(1), or probabilities, y.float()"),
+        (torch.tensor([[0], [1], [2]]), "give y[..., 0]"),
+        (torch.tensor([0, 1]), "reshape the data"),
+    ],
+)
+def test_labels_of_another_shape(targets, way_out):
+    with refused("`loss` cross_entropy: the output has shape (3, 3)", way_out):
+        CrossEntropy().rows(torch.ones(3, 3), targets)
+
+
+def test_a_label_below_0_is_counted_from_1_or_ignored():
+    with refused("`data`: label -1 is out of range", "count classes from 0", "?ignore_index=-1"):
+        CrossEntropy().check(torch.ones(2, 3), torch.tensor([0, -1]))
+
+
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("wrong", [3, -1, 255])
 @pytest.mark.parametrize("weight", [None, torch.ones(3)])
@@ -593,6 +611,8 @@ def test_patterns_of_parameters():
     assert list(chosen(model, "2.bias", "0.*")) == ["0.weight", "0.bias", "2.bias"]  # the model's order
     with refused("`params` head.*", "matches no parameter", "0.weight, 0.bias, 2.weight, 2.bias"):
         chosen(model, "0.*", "head.*")
+    with refused("`params` 2: matches no parameter; write '2.*' for all of this layer"):
+        chosen(model, "2")
 
 
 @pytest.mark.parametrize(

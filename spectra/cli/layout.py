@@ -38,6 +38,16 @@ def by_heading(command: click.Command, context: click.Context) -> dict[str, list
     return {heading: some for heading, some in found.items() if some}
 
 
+def refuse_twice(given: Sequence[click.Parameter], ctx: click.Context) -> None:
+    """Raise UsageError where an option of the problem that takes one value is given more than once."""
+    for option in dict.fromkeys(given):
+        once = isinstance(option, click.Option) and option.name in HEADINGS["Problem"] and not option.multiple
+        if once and given.count(option) > 1:
+            many = "; spectra sweep analyses many checkpoints" if option.name == "checkpoint" else ""
+            flag, times = max(option.opts, key=len), given.count(option)
+            raise click.UsageError(f"{flag} is given {times} times; give it once{many}", ctx)
+
+
 class Command(click.Command):
     """A command with options grouped under headings and examples at the end of its help.
 
@@ -50,6 +60,12 @@ class Command(click.Command):
         if examples:
             settings["epilog"] = "\n  ".join(("\b\nExamples:", *examples))
         super().__init__(*arguments, **settings)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line. Raises UsageError where an option of the problem is given twice: click takes the last."""
+        if not ctx.resilient_parsing:
+            refuse_twice(self.make_parser(ctx).parse_args(args=[*args])[2], ctx)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options in one section for each heading."""

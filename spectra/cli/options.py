@@ -230,6 +230,13 @@ class Matrix(click.Choice):
         self.more = more
         super().__init__(())
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name of the matrix. Fails for a list of names, and for one that is not there."""
+        if isinstance(value, str) and "," in value:
+            several = " ".join(f"--curvature {name.strip()}" for name in value.split(","))
+            self.fail(f"'{value}' is several names; write {several}", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 class Curvature(click.Option):
     """The option --curvature; its help lists the matrices that are registered when it is shown."""

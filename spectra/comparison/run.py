@@ -247,9 +247,22 @@ def compare_matrices(session: Session[CompareSettings]) -> Compared:
     if not isinstance(session.subject, Network):
         with session.resumable():
             return Comparing(session).all_of_it()
+    refuse_left_alone(session)
     other = other_data(session)
     with session.resumable():
         return ComparingNetworks(session).all_of_it(other)
+
+
+def refuse_left_alone(session: Session[CompareSettings]) -> None:
+    """Raise SpectraError where the loss has only one of the matrices that are compared by default."""
+    asked, names = session.request.curvature, session.names
+    if len(names) > 1 or len(asked) < 2 or session.request.settings.parts:
+        return
+    missing = next(note for note in session.about.notes or () if " is left out: " in note)
+    raise SpectraError(
+        f"`loss` {session.about.loss}: it has no matrix to compare {' '.join(names) or '(none)'} with; {missing}; give "
+        "a loss of (output, target), or name matrices by `curvature`, such as hessian and fisher-batch"
+    )
 
 
 def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, Any]] | None:

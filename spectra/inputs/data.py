@@ -39,6 +39,7 @@ from spectra.inputs.spec import (
 )
 from spectra.inputs.text import TEXT, tokens
 from spectra.inputs.transform import TO_TENSOR, Transform
+from spectra.inputs.unknown_data import told_of
 from spectra.problem.batch import Batch
 from spectra.quoting import quoted
 from spectra.register import NameClash
@@ -136,8 +137,7 @@ def _source(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
     if name.endswith((".tar", ".tar.gz", ".tgz")) or "{" in name:
         text = "streams of archives (webdataset) are not read: the data must be finite and repeatable"
         raise input_error(OPTION, name, f"{text}; give a list of their examples as file.py:name")
-    near = f"there is no such folder in {Path(name).parent.absolute()}; " if "/" in name else ""
-    raise input_error(OPTION, name, f"it names no data; {near}write {forms(SOURCES)}")
+    raise input_error(OPTION, name, told_of(name, forms(SOURCES)))
 
 
 def _of_register(name: str, options: dict[str, Any], _wanted: Wanted) -> Any:

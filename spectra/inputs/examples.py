@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from spectra.curvature.evaluation import cut_batches
 from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import READ_TWICE, Batches, Collate, can_be_cut, collated
-from spectra.inputs.items import Undivided, Wanted, described, divided, is_numbers, pair_wanted, plain
+from spectra.inputs.items import Undivided, Wanted, described, divided, is_numbers, is_pair, pair_wanted, plain
 from spectra.inputs.spec import WHERE, input_error
 from spectra.inputs.stacking import checked, named, next_labels, same, stacked, widened
 from spectra.inputs.transform import Transform
@@ -220,7 +220,9 @@ class Items:
     wanted: Wanted | None  # None: they are pairs that have been divided
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        item = self.fetched(index)
+        item, transform = self.fetched(index), self.transform
+        if transform and self.wanted and self.wanted.whole and is_pair(item):
+            item, transform = (transform(item[0], index), item[1]), None
         try:
             x, y = divided(item, self.wanted) if self.wanted else item
             x = plain(x)
@@ -229,14 +231,14 @@ class Items:
             raise input_error(OPTION, self.name, text) from None
         except Exception as error:
             raise self.failure(index, error) from error
-        return (plain(self.transform(x, index)) if self.transform else x), y
+        return (plain(transform(x, index)) if transform else x), y
 
     def raw(self, index: int) -> Any:
         """An item as the data set has it, for a function of the user's; that of a pair with its x transformed."""
         item = self.fetched(index)
         if not self.transform:
             return item
-        if isinstance(item, tuple | list) and len(item) == 2:
+        if is_pair(item):
             return self.transform(item[0], index), item[1]
         text = f"goes with pairs (x, y), and example {index} is a {described(item)}; transform it in its collate_fn"
         raise input_error("`transform`", self.transform.name, text)

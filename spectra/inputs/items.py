@@ -97,8 +97,8 @@ def divided(item: Any, wanted: Wanted) -> tuple[Any, Any]:
     """
     tree = as_mapping(item)
     if wanted.whole:
-        return plain(tree), None
-    if isinstance(tree, tuple | list) and len(tree) == 2:
+        return plain(labelled(tree, wanted)), None
+    if is_pair(tree):
         return plain(tree[0]), plain(tree[1])
     if isinstance(tree, Mapping):
         return divided_mapping(tree, wanted)
@@ -107,6 +107,19 @@ def divided(item: Any, wanted: Wanted) -> tuple[Any, Any]:
     if wanted.trees and not isinstance(tree, tuple | list):
         return plain(tree), None
     raise Undivided
+
+
+def is_pair(item: Any) -> bool:
+    """Whether an item has the form (x, y)."""
+    return isinstance(item, tuple | list) and len(item) == 2
+
+
+def labelled(item: Any, wanted: Wanted) -> Any:
+    """A pair (x, y) as the first argument and the labels of a model that is asked for its own loss; else the item."""
+    takes = wanted.takes.names
+    if not (wanted.forwards and is_pair(item) and TARGETS[0] in takes[1:]):
+        return item
+    return {takes[0]: item[0], TARGETS[0]: item[1]}
 
 
 def divided_mapping(tree: Mapping[str, Any], wanted: Wanted) -> tuple[Any, Any]:
@@ -183,8 +196,13 @@ def refuse_other_names(inputs: Any, takes: Arguments, name: str) -> None:
     known = ", ".join(takes.names) or "none by name"
     unknown = [key for key in inputs if key not in takes.names]
     if unknown and not takes.others:
-        text = f"the model takes no {', '.join(map(str, unknown))} (it takes {known}); leave that out of the data"
-        raise input_error("`data`", name, f"{text}, or give it one of these names")
+        text = f"the model takes no {', '.join(map(str, unknown))} (it takes {known}); "
+        way_out = "leave that out of the data, or give it one of these names"
+        if len(takes.names) == 1:
+            way_out = (
+                "name the input x and the targets y; a model that takes a whole mapping needs a loss of (model, batch)"
+            )
+        raise input_error("`data`", name, text + way_out)
     if missing := [key for key in takes.needed if key not in inputs]:
         held = ", ".join(map(str, inputs))
         text = f"the model needs {', '.join(missing)}, and the data hold {held}"

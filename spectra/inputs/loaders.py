@@ -59,6 +59,8 @@ def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wa
     Raises:
         SpectraError: they are no batches, have no end, or change when they are read again.
     """
+    if isinstance(data, Mapping):
+        refuse_others(data, name)
     if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
         raise SpectraError(
             f"`data`: {name} cannot be read as data; give a DataLoader, batches (x, y), tensors (x, y), or a name"
@@ -79,6 +81,15 @@ def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wa
     if batch_size is not None:
         batches = recut(batches, batch_size)
     return Batches(batches, notes)
+
+
+def refuse_others(data: Mapping[Any, Any], name: str) -> None:
+    """Raise SpectraError where a mapping holds tensors and something else."""
+    others = [key for key, value in data.items() if not hasattr(value, "shape")]
+    if others and len(others) < len(data):
+        held = ", ".join(f"{quoted(key)} of type {type(data[key]).__name__}" for key in others)
+        text = f"{name} holds {held} beside tensors; leave it out, or give batches in a list, [batch]"
+        raise SpectraError(f"`data`: {text}")
 
 
 @contextmanager

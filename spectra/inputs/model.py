@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -20,7 +20,6 @@ from spectra.inputs.registers import MODELS
 from spectra.inputs.sources import Built, Source, forms, half_notes, is_place, source_of
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
 from spectra.inputs.weights_alone import weights_alone
-from spectra.quoting import quoted
 
 OPTION = "`model`"
 TORCHVISION = "torchvision:"
@@ -55,7 +54,7 @@ def build(spec: str, seed: int) -> Built:
     name, options = parse_spec(spec, OPTION)
     with seeded(seed):
         if (source := source_of(SOURCES, name)) is None:
-            raise input_error(OPTION, name, f"it names no model; write {forms(SOURCES)}")
+            raise input_error(OPTION, name, f"it names no model; {_way_out(name)}")
         made = source.make(name, options)
     model, notes = (made.model, made.notes) if isinstance(made, Built) else (made, ())
     if not isinstance(model, nn.Module):
@@ -216,12 +215,20 @@ def _known(name: str) -> str:
 
 def _file(name: str, options: dict[str, Any]) -> nn.Module:
     if os.path.isdir(name):
-        path = quoted(name)
-        text = f"it is a folder; if transformers wrote it, write {transformers_model.PREFIX}AutoModel?path={path}"
-        raise input_error(OPTION, name, text)
+        raise input_error(OPTION, name, transformers_model.told_of_folder(name))
     if not (Path(name).suffix or os.path.exists(name)):
-        raise input_error(OPTION, name, f"it names no model; write {forms(SOURCES)}")
+        raise input_error(OPTION, name, f"it names no model; {_way_out(name)}")
     return programs.make(name, options)
+
+
+def _way_out(name: str) -> str:
+    """What to write in place of a name of no model: `torchvision:` before it, where torchvision has that name."""
+    with suppress(ImportError):
+        from torchvision import models
+
+        if name.lower() in models.list_models():
+            return f"did you mean {TORCHVISION}{name.lower()}?"
+    return f"write {forms(SOURCES)}"
 
 
 SOURCES = (

@@ -171,7 +171,7 @@ def called(model: nn.Module, batch: Batch) -> Any:
 def remedy(model: nn.Module) -> str:
     """What to do about a model that fails while it computes its loss."""
     if not is_lightning(model):
-        return "check that `model` fits `data`"
+        return "check that `model` fits `data`, or name a `loss` if the model computes none"
     return (
         "its training_step is called with a batch alone, without a trainer, logger or optimiser; check that `model` "
         "fits `data`, or name a `loss`"

@@ -225,6 +225,16 @@ def versions(state: Mapping, match: Match, wanted: Wanted) -> dict[str, dict[str
     return {path: found[short(path)] for path in wanted.paths if short(path) in found}
 
 
+def _other_outputs(wanted: Mapping[str, Tensor], state: Mapping[str, Any]) -> str:
+    """What to say where all tensors that differ have another number of outputs, as of a head for other classes."""
+    shared = [(tensor, state[name]) for name, tensor in wanted.items() if isinstance(state.get(name), Tensor)]
+    heads = [(one.shape, other.shape) for one, other in shared if one.shape != other.shape]
+    if not heads or any(not one or len(one) != len(other) or one[1:] != other[1:] for one, other in heads):
+        return ""
+    counts = {other[0] for _, other in heads}
+    return f" (num_classes={counts.pop()}?)" if len(counts) == 1 else ""
+
+
 def differences(
     wanted: Mapping[str, Tensor], state: Mapping[str, Any], missing: list[str], unexpected: list[str]
 ) -> str:
@@ -243,7 +253,7 @@ def differences(
     parts = [
         f"missing {some(lost, None)}" if lost else "",
         f"unexpected {some(extra)}" if extra else "",
-        some(shapes, None),
+        some(shapes, None) + _other_outputs(wanted, state),
     ]
     return "; ".join(part for part in parts if part)
 

@@ -7,6 +7,7 @@ transformers gets both ready made. Code that lies in it (`auto_map`) is never im
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from spectra.inputs.sources import Built
 from spectra.inputs.spec import input_error, suggest
 from spectra.inputs.state_dict import some
 from spectra.inputs.weights_alone import weights_alone
-from spectra.quoting import foreign
+from spectra.quoting import foreign, quoted
 from spectra.wording import counted
 
 OPTION = "`model`"
@@ -68,6 +69,9 @@ def make(name: str, options: dict[str, Any]) -> Built:
             raise
         except Exception as error:
             text = f"building it failed with {describe(error)}; check what follows '?'"
+            if _is_auto(kind) and "Unrecognized configuration class" in str(error):
+                saved = some([str(one) for one in config.architectures or [config.model_type]])
+                text = f"its weights are of {saved}; write that class in place of {foreign(name.removeprefix(PREFIX))}"
             if isinstance(error, UnpicklingError):  # torch advises to trust the file
                 text = f"its {CONFIG} names a file that holds more than weights, which could run code; take that out"
             raise input_error(OPTION, name, text) from error
@@ -105,10 +109,21 @@ def _class(name: str) -> Any:
     found = getattr(transformers, short, None) if short.isidentifier() else None
     if _is_auto(found) or (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         return found
+    if os.path.isdir(short):
+        raise input_error(OPTION, name, told_of_folder(short))
     if "/" in short or (found is None and short.islower()):
         raise input_error(OPTION, name, DOWNLOAD.format(foreign(short), f"{PREFIX}AutoModel"))
     known = [one for one in dir(transformers) if one.startswith("AutoModel") or "For" in one or one.endswith("Model")]
     raise input_error(OPTION, name, f"transformers has no model {foreign(short)}; {suggest(short, known)}")
+
+
+def told_of_folder(path: str) -> str:
+    """What a folder is that is given as a model, and how to write it: with the class that its configuration names."""
+    try:
+        saved = json.loads(read_bounded(Path(path, CONFIG), WRITTEN_BY_US))["architectures"][0]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return f"it is a folder; if transformers wrote it, write {PREFIX}AutoModel?path={quoted(path)}"
+    return f"it is a folder; write {PREFIX}{quoted(saved)}?path={quoted(path)}"
 
 
 def _is_auto(kind: Any) -> bool:

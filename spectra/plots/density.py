@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.style
 import numpy as np
@@ -10,8 +10,10 @@ from matplotlib.axes import Axes
 
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots.axes import asinh_axis, plain, scientific
+from spectra.plots.named import named
 from spectra.plots.style import STYLE, Figure, figure_of, lay_out_legend, line_style, shortened, text_width
 from spectra.plots.threshold import LOOK, entries, near
+from spectra.records.density import DensityResult
 from spectra.spectrum.curves import (
     NOISE,
     Band,
@@ -25,7 +27,7 @@ from spectra.spectrum.curves import (
 
 
 def density_figure(
-    measures: dict[str, SpectralMeasure],
+    measures: Mapping[str, SpectralMeasure | DensityResult],
     log: bool = False,
     title: str | None = None,
     width: float = 6.5,
@@ -36,7 +38,7 @@ def density_figure(
     Between the two panels stand the eigenvalues that are known individually, with as many numbers as there is room for.
 
     Args:
-        measures: the spectral measures by name.
+        measures: spectral measures, or results of `spectra.density`, by name.
         log: draw the eigenvalue axis in asinh scale; the legend then states the mass near zero. Otherwise a bulk that
             is a small part of the axis is drawn a second time, enlarged.
         title: the title, or None.
@@ -46,7 +48,12 @@ def density_figure(
 
     Returns:
         The figure.
+
+    Raises:
+        ArgumentError: the measures are not in a dict, or there are none.
     """
+    found = named(measures, "measures")
+    measures = {name: one.measure() if isinstance(one, DensityResult) else one for name, one in found.items()}
     scale = asinh_scale(measures.values()) if log else None
     grid = asinh_grid(measures.values(), scale) if scale is not None else linear_grid(measures.values())
     marked = near(thresholds, max(float(measure.nodes[measure.weights > 0].max()) for measure in measures.values()))
@@ -54,8 +61,8 @@ def density_figure(
     styles = {name: line_style(index, len(measures)) for index, name in enumerate(measures)}
     known = {name: atoms for name, measure in measures.items() if (atoms := _deflated(measure)).size}
     with matplotlib.style.context(STYLE):
-        lines, named = entries(marked)
-        legend = lay_out_legend([_legend_entry(*item, scale) for item in measures.items()] + named, title, width)
+        lines, marks = entries(marked)
+        legend = lay_out_legend([_legend_entry(*item, scale) for item in measures.items()] + marks, title, width)
         label = _axis_label(scale, width)
         strip, panels = 0.19 * len(known) or 0.05, 4.6 * (width / 6.5) ** 0.4 + 0.25 * label.count("\n")
         figure = Figure(figsize=(width, panels + strip + legend.height()), layout="constrained")

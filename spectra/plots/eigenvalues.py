@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from spectra.plots.axes import magnitude_axis
+from spectra.plots.named import named
 from spectra.plots.style import STYLE, Figure, lay_out_legend, marker_style
 from spectra.plots.threshold import LOOK, entries, near
 
@@ -58,8 +59,11 @@ def eigenvalue_figure(
 
     Returns:
         The figure.
+
+    Raises:
+        ArgumentError: the results are not in a dict, or there are none.
     """
-    values = [np.asarray(found.values) for found in spectra.values()]
+    values = [np.asarray(found.values) for found in named(spectra, "spectra").values()]
     every, longest, count = np.concatenate(values), max(map(len, values)), len(values)
     negative, marked = bool((every < 0).any()), near(thresholds, every.max())
     with matplotlib.style.context(STYLE):
@@ -68,8 +72,8 @@ def eigenvalue_figure(
         if log and negative:
             handles.append(Line2D([], [], color="0.4", marker="o", markersize=LARGEST, mfc="white", linestyle="none"))
             labels.append("hollow: λ < 0")
-        lines, named = entries(marked)
-        handles, labels = handles + lines, labels + named
+        lines, marks = entries(marked)
+        handles, labels = handles + lines, labels + marks
         legend = lay_out_legend(labels, title, width, handle=2.4 if lines else 1.2)
         height = float(np.clip(0.55 * width, 2.2, 4.2)) + 0.3 + legend.height()
         figure = Figure(figsize=(width, height), layout="constrained")

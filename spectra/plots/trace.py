@@ -9,24 +9,30 @@ import numpy as np
 
 from spectra.krylov.results import TraceEstimate
 from spectra.plots.axes import magnitude_axis
+from spectra.plots.named import named
 from spectra.plots.style import COLOURS, STYLE, TITLE_SIZE, Figure, shortened, wrapped
+from spectra.records.trace import TraceResult
 
 
 def trace_figure(
-    traces: Mapping[str, TraceEstimate], log: bool = False, title: str | None = None, width: float = 6.5
+    traces: Mapping[str, TraceEstimate | TraceResult], log: bool = False, title: str | None = None, width: float = 6.5
 ) -> Figure:
     """Draw traces as points, with error bars of two standard errors to either side.
 
     Args:
-        traces: the estimates by name.
+        traces: estimates, or results of `spectra.trace`, by name.
         log: draw magnitudes on a logarithmic axis; markers of negative values are hollow, and zeros are named.
         title: the title, or None.
         width: the width in inches.
 
     Returns:
         The figure.
+
+    Raises:
+        ArgumentError: the traces are not in a dict, or there are none.
     """
-    values = np.array([estimate.value for estimate in traces.values()])
+    found = named(traces, "traces").values()
+    values = np.array([one.trace if isinstance(one, TraceResult) else one.value for one in found])
     reach = 2 * np.array([estimate.standard_error for estimate in traces.values()])
     with matplotlib.style.context(STYLE):
         title = wrapped(title, 72 * width - 20, TITLE_SIZE) if title else ""

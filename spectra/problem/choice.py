@@ -28,7 +28,10 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[st
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             some = ", ".join(list(named)[:4]) + (", ..." if len(named) > 4 else "")
-            raise SpectraError(f"`params` {foreign(pattern)}: matches no parameter; available: {foreign(some)}")
+            way_out = f"available: {foreign(some)}"
+            if any(name.startswith(f"{pattern}.") for name in every):
+                way_out = f"write '{foreign(pattern)}.*' for all of this layer"
+            raise SpectraError(f"`params` {foreign(pattern)}: matches no parameter; {way_out}")
     wanted = {
         id(p)
         for name, p in model.named_parameters(remove_duplicate=False)

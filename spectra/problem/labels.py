@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spectra.devices import in_float64
 from spectra.errors import ArgumentError, SpectraError
-from spectra.problem.losses import mismatch
+from spectra.problem.losses import RESHAPE, mismatch
 from spectra.wording import counted
 
 
@@ -63,7 +63,7 @@ class LabelLoss:
         if not dims:
             last = self.class_dim is not None and targets.shape == output.shape[:-1]
             way_out = f"the last dimension holds the classes: give `loss` {self.name}?class_dim=-1, or move it to 1"
-            raise mismatch(self.name, output, targets, *([way_out] if last else []))
+            raise mismatch(self.name, output, targets, way_out if last else self._reshaped(output, targets))
         if len(dims) > 1:
             raise SpectraError(
                 f"`loss` {self.name}: classes may be dimension 1 or the last of the output {tuple(output.shape)}; "
@@ -77,6 +77,14 @@ class LabelLoss:
             )
         return rows
 
+    def _reshaped(self, output: Tensor, targets: Tensor) -> str:
+        """How to bring integer targets of another shape into that of labels."""
+        if targets.shape == output.shape:
+            return "labels are integers: give the index of each class, y.argmax(1), or probabilities, y.float()"
+        if targets.ndim == output.ndim and targets.shape[-1] == 1 and self._class_dims(output, targets[..., 0]):
+            return "labels have no such last dimension: give y[..., 0]"
+        return RESHAPE
+
     def check(self, rows: Tensor, targets: Tensor) -> None:
         """Raise SpectraError if a label is out of range, or a soft target is below 0."""
         if targets.is_floating_point():
@@ -89,9 +97,12 @@ class LabelLoss:
         classes = rows.shape[1]
         wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= classes))
         if wrong.any():
+            label = int(targets[wrong][0])
+            way_out = "give the model more outputs, or ignore such targets with ?ignore_index="
+            if label < 0:
+                way_out = f"count classes from 0, or ignore such targets with ?ignore_index={label}"
             raise SpectraError(
-                f"`data`: label {targets[wrong][0].item()} is out of range for {classes} classes "
-                f"(0 to {classes - 1}); give the model more outputs, or ignore such targets with ?ignore_index="
+                f"`data`: label {label} is out of range for {classes} classes (0 to {classes - 1}); {way_out}"
             )
 
     def total(self, rows: Tensor, targets: Tensor) -> Tensor:

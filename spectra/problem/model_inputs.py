@@ -6,13 +6,16 @@ memory, the second a copy.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+DECODER = "decoder_input_ids"
 
 
 class Structured(ABC):
@@ -57,6 +60,15 @@ def detached_inputs(inputs: Any, copies: bool) -> Any:
 def map_tensors(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
     """Apply a function to every tensor of the inputs."""
     return pytree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, inputs)
+
+
+def lacks_decoder_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a model of transformers is an encoder and a decoder, and its decoder is given no tokens."""
+    try:
+        names = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # of TorchScript and the like
+        return False
+    return DECODER in names and DECODER not in inputs
 
 
 def versions(inputs: Any) -> list[int]:

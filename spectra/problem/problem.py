@@ -19,7 +19,7 @@ from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.blocks import recomputing
 from spectra.problem.choice import choose_parameters, refuse_training_layers
 from spectra.problem.losses import ClassificationLoss, CustomLoss, Loss
-from spectra.problem.model_inputs import Structured, detached_inputs, map_tensors, versions
+from spectra.problem.model_inputs import Structured, detached_inputs, lacks_decoder_inputs, map_tensors, versions
 from spectra.problem.model_loss import forward
 from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
 from spectra.problem.side_effects import without_side_effects
@@ -312,6 +312,10 @@ class Problem:
             if isinstance(error, SpectraError) or out_of_memory(error):
                 raise
             way_out = "check that `model` fits `data`"
+            if isinstance(inputs, Mapping):
+                way_out += f", which give it {', '.join(map(str, inputs))}"
+                if lacks_decoder_inputs(self.model, inputs):
+                    way_out = "it makes the inputs of its decoder from labels, which only `loss` model gives it"
             of_kinds = any(phrase in str(error) for phrase in ("type", "not implemented for"))  # and not of shapes
             if "index out of range" in str(error):  # PyTorch's, of an embedding
                 way_out = "an index exceeds an embedding: check the token ids and the length of the sequences"

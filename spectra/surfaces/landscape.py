@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectra.curvature.checks.loss_checks import why_no_examples
 from spectra.curvature.displacement import displaced, losses, square
 from spectra.curvature.engine.gradients import mean_gradient, with_weight_decay
 from spectra.curvature.evaluation import mean_loss
@@ -208,6 +209,9 @@ def spread_along(
 
 def values_along(problem: Problem, name: str, vectors: Sequence[Tensor]) -> tuple[list, list, str]:
     """Curvatures and slopes of the examples, rows by direction, or the reason why they are unknown."""
+    why = why_no_examples(problem)
+    if problem.processes.totals(float(why is not None))[0]:
+        return [], [], f"no curvature of single examples: {'; '.join(why or ())}"
     try:
         curvatures, slopes = per_example(problem, name, vectors)
     except SpectraError as error:

@@ -83,22 +83,33 @@ def why_no_gradients(problem: Problem, matrix: Definition) -> str | None:
     It is a loss of (model, batch) that returns one number for a batch, or an output with tensors that do not belong to
     single examples.
     """
-    own = isinstance(problem.loss, CustomLoss | BatchLoss)
-    if not own or "loss gradient" not in matrix.derivatives or not problem.batches:
+    if "loss gradient" not in matrix.derivatives or (why := why_no_examples(problem)) is None:
+        return None
+    reason, way_out = why
+    others = "hessian" if isinstance(problem.loss, BatchLoss) else "hessian or ggn"
+    return f"{reason}; {way_out}, or ask for {others}"
+
+
+def why_no_examples(problem: Problem) -> tuple[str, str] | None:
+    """The reason why single examples have no gradients of their own, and the way out; None where they have."""
+    if not isinstance(problem.loss, CustomLoss | BatchLoss) or not problem.batches:
         return None
     batch = problem.batches[0]
-    rows = rows_of(problem, batch)
-    if isinstance(problem.loss, BatchLoss) and len(rows) != len(batch):
-        return (
-            f"{name_of(problem.loss)} returns one number for a batch, so its examples have no gradients of their own; "
-            "return one value for each example, or ask for hessian"
+    if isinstance(problem.loss, BatchLoss):
+        if len(rows_of(problem, batch)) == len(batch):
+            return None
+        reason = (
+            f"{name_of(problem.loss)} returns one number for a batch, so its examples have no gradients of their own"
         )
+        return reason, "return one value for each example"
+    rows_of(problem, batch)
     layout = problem.layout(batch)
     if layout and not layout.by_example:
-        return (
+        reason = (
             "the first dimension of some tensors in the model's output is not the number of examples, so examples have "
-            "no gradients of their own; leave such tensors out of the output, or ask for hessian or ggn"
+            "no gradients of their own"
         )
+        return reason, "leave such tensors out of the output"
     return None
 
 

@@ -1,0 +1,67 @@
+"""What to write in place of a name that no data have: the message for a name that `data` does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path
+
+from spectra.quoting import quoted
+
+TEXTS = {".txt", ".text", ".md"}
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+ARRAYS = {".npy", ".pt", ".pth", ".mat", ".h5", ".hdf5", ".pkl"}
+
+
+def told_of(name: str, forms: str) -> str:
+    """What is wrong with a name of data, and the way out; `forms` are all ways to write a name."""
+    path = Path(name)
+    if path.is_file():
+        return of_file(path)
+    if near := [*same_set(name), *same_path(path)]:
+        return f"it names no data; did you mean {near[0]}?"
+    return f"it names no data{missing(path)}; write {forms}"
+
+
+def of_file(path: Path) -> str:
+    """What to write for a file of a kind that is not read."""
+    if path.suffix.lower() in TEXTS:
+        return f"a text is cut into chunks of tokens; write text:{quoted(path)}?length=256"
+    if path.suffix.lower() in IMAGES:
+        return "it is one image; name the folder that holds a folder of images for each class"
+    kind = f"{path.suffix} files are not read" if path.suffix else "files without an ending are not read"
+    arrays = "save its arrays x and y with numpy.savez, or " if path.suffix.lower() in ARRAYS else ""
+    return f"{kind}; {arrays}write a function that reads it and returns tensors (x, y) or a data set, as file.py:name"
+
+
+def same_set(name: str) -> Iterator[str]:
+    """The data set of torchvision that has this name but for capitals."""
+    with suppress(ImportError):
+        from torchvision import datasets
+
+        yield from (
+            f"torchvision:{one}?root=FOLDER" for one in datasets.__all__ if one.lower() == name.lower().replace("-", "")
+        )
+
+
+def same_path(path: Path) -> Iterator[str]:
+    """The path with its first folder that does not exist replaced by one of nearly that name, where this exists."""
+    for depth, part in enumerate(path.parts):
+        parent = Path(*path.parts[:depth])
+        if (parent / part).exists():
+            continue
+        with suppress(OSError):
+            for near in get_close_matches(part, sorted(one.name for one in parent.iterdir()), n=3):
+                if (found := Path(parent, near, *path.parts[depth + 1 :])).exists():
+                    yield quoted(found)
+        return
+
+
+def missing(path: Path) -> str:
+    """Where a path ends that leads to nothing, for a name that looks like a path."""
+    if len(path.parts) < 2:
+        return ""
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    first = path.absolute().relative_to(there).parts[0]
+    return f"; there is no {quoted(first)} in {quoted(there)}"
