@@ -494,7 +494,7 @@ REFUSED = {
     "no data": (lambda: spectra.trace(mlp(), nn.MSELoss()), TypeError, r"trace\(\) lacks data"),
     "k": (bad(k=0), SpectraError, "^`k` 0: give an integer"),
     "k, real": (bad(k=2.5), SpectraError, r"^`k` 2\.5: give an integer"),
-    "which": (bad(which="SM"), SpectraError, "^`which` 'SM': there is BE, LA, LM, SA"),
+    "which": (bad(which="SM"), SpectraError, "^`which` 'SM': choose from BE, LA, LM, SA"),
     "method": (bad(method="lancsoz"), SpectraError, "^`method` 'lancsoz': did you mean lanczos"),
     "tolerance": (bad(tolerance=0), SpectraError, "^`tolerance` 0: give a finite number above 0"),
     "curvature": (bad(curvature="hesian"), SpectraError, "^`curvature` 'hesian': did you mean hessian"),
@@ -504,8 +504,16 @@ REFUSED = {
     "samples": (bad(samples=41), SpectraError, "samples"),
     "batch_size": (bad(batch_size=0), SpectraError, "^`batch_size` 0"),
     "weight_decay": (bad(weight_decay=float("nan")), SpectraError, "^`weight_decay` nan"),
-    "checkpoint": (bad(checkpoint="a.pt"), SpectraError, "^`checkpoint` a.pt: is for what is given by name"),
-    "transform": (bad(transform="a.py:f"), SpectraError, "^`transform` a.py:f: is for what is given by name"),
+    "checkpoint": (
+        bad(checkpoint="a.pt"),
+        SpectraError,
+        "^`checkpoint` a.pt: it applies only to what is given",
+    ),
+    "transform": (
+        bad(transform="a.py:f"),
+        SpectraError,
+        "^`transform` a.py:f: it applies only to what is given",
+    ),
     "half precision": (
         lambda: spectra.eig(mlp(dtype=torch.float8_e4m3fn), nn.CrossEntropyLoss(), points()),
         SpectraError,
@@ -530,7 +538,7 @@ REFUSED = {
     "three": (
         lambda: spectra.eig(mlp(), nn.CrossEntropyLoss(), [(1, 2, 3)]),
         SpectraError,
-        r"`data`: batch 0 of list is a tuple; every batch has to be a pair \(x, y\)",
+        r"`data`: batch 0 of list is a tuple, but every batch has to be a pair \(x, y\)",
     ),
     "lengths": (
         lambda: spectra.eig(mlp(), nn.CrossEntropyLoss(), [(torch.ones(3, 4), torch.zeros(2))]),

@@ -136,7 +136,7 @@ def test_a_tied_tensor_that_is_stored_once(tmp_path):
     load_checkpoint(model, tmp_path / "a.safetensors")
     assert torch.equal(model.head.weight, weight)
     torch.save({"embedding.weight": weight, "head.weight": weight + 1}, tmp_path / "b.pt")
-    with refused("embedding.weight", "head.weight", "one tensor in the model"):
+    with refused("embedding.weight", "head.weight", "one tied tensor in the model"):
         load_checkpoint(model, tmp_path / "b.pt")
     assert torch.equal(model.head.weight, weight)
 
@@ -431,7 +431,7 @@ def test_what_a_key_leaves_out_is_reported(tmp_path):
 
 def test_several_of_which_none_fits(tmp_path):
     torch.save({"a": {"x": torch.ones(1)}, "b": {"y": torch.ones(1), "fc.weight": torch.ones(4, 3)}}, tmp_path / "a.pt")
-    with refused("none like the model: a, b", "`checkpoint_key`"):
+    with refused("none of its state dicts fits the model: a, b", "`checkpoint_key`"):
         load_checkpoint(network(), tmp_path / "a.pt")
     with refused("it has x, and the model has fc.weight"):
         load_checkpoint(network(), tmp_path / "a.pt", "a")
@@ -449,7 +449,7 @@ def test_a_foreign_checkpoint_is_not_paired(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
     theirs = "lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0, o.weight and 1 more"
     ours = "0.weight, 0.bias, 2.weight, 2.bias"
-    with refused(f"its names are not the model's: it has {theirs}, and the model has {ours}; check `model`"):
+    with refused(f"its names are not those of the model: it has {theirs}, but the model has {ours}; check `model`"):
         load_checkpoint(model, tmp_path / "a.pt")
 
 
@@ -659,7 +659,7 @@ def test_a_layer_that_fails_while_loading(tmp_path):
     model = Stubborn(2, 2)
     before = {name: value.clone() for name, value in model.named_parameters()}
     torch.save({"weight": torch.ones(2, 2), "bias": torch.ones(2), "_extra_state": {"a": 1}}, tmp_path / "a.pt")
-    with refused("ValueError while loading it: no extra state today"):
+    with refused("loading failed with ValueError: no extra state today"):
         load_checkpoint(model, tmp_path / "a.pt")
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
@@ -756,7 +756,7 @@ SHARD = "model-00001-of-00002.safetensors"
         (lambda folder: shards(folder, fc__weight=".."), ["'..'", "not read"]),
         (lambda folder: shards(folder, fc__weight="\0"), ["'\\x00'", "not read"]),
         (lambda folder: shards(folder, fc__weight=3), ["no weight_map"]),
-        (lambda folder: shards(folder, fc__scale=SHARD), ["fc.scale missing from its shard", SHARD]),
+        (lambda folder: shards(folder, fc__scale=SHARD), [f"its shard {SHARD} lacks fc.scale"]),
         (lambda folder: (folder / SHARD).write_bytes(b""), [SHARD, "empty"]),
         (lambda folder: (folder / SHARD).write_bytes(bytes(range(200))), [SHARD, "damaged"]),
         (lambda folder: shards(folder, fc__weight=INDEX[".safetensors"]), ["text file"]),

@@ -107,9 +107,9 @@ def test_what_comes_with_python_is_refused_at_every_step(name, capfd):
         ("Net.wied", "dotted.py:Net has no wied; did you mean wide"),
         ("box.nett", "dotted.py:box has no nett; did you mean net"),
         ("box.net.nothing", "dotted.py:box.net has no nothing"),
-        ("Net.", "what to take from it is missing; write dotted.py:name"),
-        (".Net", "what to take from it is missing; write dotted.py:name"),
-        ("Net..wide", "what to take from it is missing; write dotted.py:name"),
+        ("Net.", "the name of the object in it is missing; write dotted.py:name"),
+        (".Net", "the name of the object in it is missing; write dotted.py:name"),
+        ("Net..wide", "the name of the object in it is missing; write dotted.py:name"),
     ],
 )
 def test_where_a_dotted_name_ends_is_told(name, expected):

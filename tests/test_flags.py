@@ -95,7 +95,7 @@ def test_names_of_others_are_not_taken_for_arguments():
         (["--params", "`data`"], "--params 'data': matches no parameter"),
         (["--output", "`model`"], "--output 'model': the model's output is one tensor"),
         (["--checkpoint", "`data`"], "--checkpoint 'data': no such file"),
-        (["--checkpoint-key", "`data`"], "--checkpoint-key 'data': there is no --checkpoint"),
+        (["--checkpoint-key", "`data`"], "--checkpoint-key 'data': it needs a --checkpoint"),
         (["--data", "`data`"], "--data 'data': it names no data"),
         (["--out", "a/`model`"], "--out a/`model`: eig.json there is a directory; move it away, or name another --out"),
     ],

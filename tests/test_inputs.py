@@ -983,11 +983,11 @@ def test_options_of_the_named_losses():
         ("mse?reduction=batchmean", ["reduction is 'batchmean'", "mean, sum"]),
         ("bce_with_logits?pos_weight=-3", ["pos_weight is -3", ">= 0"]),
         ("bce_with_logits?weight=a", ["weight is 'a'", ">= 0"]),
-        ("mse?beta=3", ["no option beta", "there is reduction"]),
+        ("mse?beta=3", ["no option beta", "choose from reduction"]),
         ("huber?delta=0", ["delta is 0", "above 0"]),
         ("smooth_l1?beta=true", ["beta is True", "above 0"]),
         ("poisson_nll?log_input=1", ["log_input is 1", "true or false"]),
-        ("nll?label_smoothing=0.1", ["no option label_smoothing", "there is class_dim, ignore_index"]),
+        ("nll?label_smoothing=0.1", ["no option label_smoothing", "choose from class_dim, ignore_index"]),
         ("kl_div?weight=1,2", ["no option weight", "log_target"]),
         ("cross_entropy?smoothing=0.1", ["no option smoothing", "label_smoothing"]),
         ("cross_entropy?class_dim=2", ["class_dim is 2", "-1"]),
@@ -1073,7 +1073,7 @@ def test_labels_that_are_not_shifted_are_noted(language, data, what):
     loaded = language(data)
     (note,) = loaded.record.notes
     assert loaded.told == (note,)  # before the work
-    assert note.startswith(f"y equals {what} at every position: ")
+    assert note.startswith(f"y equals {what} at all positions: ")
     assert "shift them in the data" in note
 
 
