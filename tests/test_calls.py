@@ -297,7 +297,7 @@ def test_batches_of_different_lengths():
     batches = [(torch.randint(5, (4, n)), torch.randint(3, (4, n))) for n in (2, 3)]
     found = spectra.trace(Last(model), nn.CrossEntropyLoss(), batches, method="dense")
     assert found.trace > 0
-    with pytest.raises(SpectraError, match=r"`batch_size`: the batches cannot be joined .*; leave it out"):
+    with pytest.raises(SpectraError, match=r"`batch_size` 2: the batches cannot be joined .*; leave `batch_size` out"):
         spectra.trace(Last(model), nn.CrossEntropyLoss(), batches, batch_size=2)
 
 
@@ -379,7 +379,7 @@ def test_rows_of_embeddings_are_shortened_in_a_copy():
     spectra.eig(model, nn.CrossEntropyLoss(), data, k=1, out="a")
     assert equal(before, everything(model))
     assert model[0].max_norm == 0.1
-    assert "shortened" in json.loads(Path("a/eig.json").read_text())["problem"]["notes"][0]
+    assert "were cut to max_norm" in json.loads(Path("a/eig.json").read_text())["problem"]["notes"][0]
 
 
 def test_wrapped_models():
@@ -517,7 +517,7 @@ REFUSED = {
     "half precision": (
         lambda: spectra.eig(mlp(dtype=torch.float8_e4m3fn), nn.CrossEntropyLoss(), points()),
         SpectraError,
-        "its parameters are torch.float8_e4m3fn, too short .* `dtype` float32",
+        "its parameters are torch.float8_e4m3fn, too imprecise .* `dtype` float32",
     ),
     "lazy": (
         lambda: spectra.eig(nn.LazyLinear(3), nn.CrossEntropyLoss(), points()),

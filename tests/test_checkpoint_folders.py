@@ -152,7 +152,7 @@ def test_a_tensor_in_two_shards():
     with refused("`checkpoint` ", "2.weight is in shard" if "2.weight" in list(STATE)[1::2] else "is in shard"):
         load_checkpoint(build(), folder)
     second.unlink()
-    with refused("`checkpoint` ", second.name, "missing beside it"):
+    with refused("`checkpoint` ", second.name, "are missing; copy all shards"):
         load_checkpoint(build(), folder)
 
 
@@ -337,7 +337,7 @@ DISTRIBUTED = {
     "code in a shard": (shard_with_code, ["not a tensor that torch.save wrote"]),
     "no metadata": (raw(b"\x80\x04K\x01."), ["holds a int"]),
     "nothing": (raw(b""), ["has an unknown structure"]),
-    "nested tuples": (raw(b"\x80\x02}N" + b"\x85" * 200_000 + b"K\x01s."), ["tuple of tuples"]),
+    "nested tuples": (raw(b"\x80\x02}N" + b"\x85" * 200_000 + b"K\x01s."), ["nested too deeply"]),
     "a number for memory": (raw(b"\x80\x02}r\xff\xff\xff\x7f."), ["numbers objects that it does not hold"]),
     "a shape without end": (
         spoiled(lambda m: resized(m, size=torch.Size([2**40, 4]))),
@@ -444,7 +444,7 @@ FOREIGN = {
     "Lightning": (["latest", "zero_to_fp32.py", *[name.replace("global_step500", "checkpoint") for name in STEP]],
                   "run", ["zero_to_fp32 run OUT -t checkpoint,"]),
     "without ZeRO": (["latest", STEP[1]], "run", ["name the file in it: run/global_step500/mp_rank_00_model_states"]),
-    "tensor parallel": (["latest", STEP[1], STEP[1].replace("k_00", "k_01")], "run", ["split (tensor parallel)"]),
+    "tensor parallel": (["latest", STEP[1], STEP[1].replace("k_00", "k_01")], "run", ["of a tensor-parallel model"]),
     "Megatron": (["latest_checkpointed_iteration.txt", "iter_0000500/mp_rank_00/model_optim_rng.pt"], "run",
                  ["Megatron-LM", "tools/checkpoint/convert.py"]),
     "a step of Megatron": (["mp_rank_00/model_optim_rng.pt"], "run", ["Megatron-LM"]),

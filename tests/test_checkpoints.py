@@ -386,10 +386,10 @@ def test_names_under_a_prefix(tmp_path, content, key, prefix, ignored):
 def test_two_that_would_do_are_never_chosen_between(tmp_path, content, places):
     path, model = tmp_path / "a.pt", network()
     torch.save(content, path)
-    with refused("`checkpoint` ", "would do", "`checkpoint_key`") as caught:
+    with refused("`checkpoint` ", "fit the model", "`checkpoint_key`") as caught:
         load_checkpoint(model, path)
     assert same(model, network().state_dict())
-    offered = str(caught.value).partition("would do: ")[2].partition(";")[0].split(", ")
+    offered = str(caught.value).partition("fit the model: ")[2].partition(";")[0].split(", ")
     assert len(offered) == 2
     for key, expected in {**places, **dict(zip(offered, (STATE, OTHER), strict=True))}.items():
         load_checkpoint(model, path, key)
@@ -401,14 +401,14 @@ def test_two_that_would_do_are_never_chosen_between(tmp_path, content, places):
 def test_old_counters_do_not_choose(tmp_path):
     old = {name: value for name, value in STATE.items() if "num_batches" not in name}
     torch.save({"model": old, "model_ema": OTHER}, tmp_path / "a.pt")
-    with refused("would do: model, model_ema"):
+    with refused("fit the model: model, model_ema"):
         load_checkpoint(network(), tmp_path / "a.pt")
 
 
 def test_tied_tensors_do_not_choose(tmp_path):
     state = {f"{name}.weight": torch.ones(4, 3) for name in ("a.embedding", "a.head", "b.embedding")}
     torch.save(state, tmp_path / "a.pt")
-    with refused("would do: a, b"):
+    with refused("fit the model: a, b"):
         load_checkpoint(Tied(), tmp_path / "a.pt")
 
 
@@ -433,7 +433,7 @@ def test_several_of_which_none_fits(tmp_path):
     torch.save({"a": {"x": torch.ones(1)}, "b": {"y": torch.ones(1), "fc.weight": torch.ones(4, 3)}}, tmp_path / "a.pt")
     with refused("none of its state dicts fits the model: a, b", "`checkpoint_key`"):
         load_checkpoint(network(), tmp_path / "a.pt")
-    with refused("it has x, and the model has fc.weight"):
+    with refused("it has x, but the model has fc.weight"):
         load_checkpoint(network(), tmp_path / "a.pt", "a")
 
 
@@ -749,7 +749,7 @@ SHARD = "model-00001-of-00002.safetensors"
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: (folder / SHARD).unlink(), [SHARD, "missing beside it"]),
+        (lambda folder: (folder / SHARD).unlink(), [SHARD, "are missing; copy all shards"]),
         (lambda folder: shards(folder, fc__weight="../elsewhere.safetensors"), ["'../elsewhere", "not read"]),
         (lambda folder: shards(folder, fc__weight="/etc/passwd"), ["'/etc/passwd'", "not read"]),
         (lambda folder: shards(folder, fc__weight="..\\a.bin"), ["a.bin", "not read"]),
@@ -821,9 +821,9 @@ def test_a_path_that_no_system_takes():
 FOREIGN = {
     "a.pt2": ("torch.export", "torch.export.load(file).state_dict", "is code", "`model`"),
     "exported.pt": ("torch.export", "torch.export.load(file).state_dict", "is code", "`model`"),
-    "__0_0.distcp": ("torch.distributed.checkpoint", "needs its .metadata"),
-    "a.npz": ("arrays of NumPy", "torch.from_numpy"),
-    "arrays.pt": ("arrays of NumPy", "torch.from_numpy"),
+    "__0_0.distcp": ("torch.distributed.checkpoint", "copy its folder again, with .metadata"),
+    "a.npz": ("a file of NumPy arrays", "torch.from_numpy"),
+    "arrays.pt": ("a file of NumPy arrays", "torch.from_numpy"),
     "a.gguf": ("GGUF", "state_dict"),
     "folder of DeepSpeed": ("DeepSpeed", "deepspeed.utils.zero_to_fp32"),
     "folder of PEFT": ("PEFT adapter", "merge_and_unload"),

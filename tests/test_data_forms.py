@@ -218,7 +218,7 @@ def test_a_transform_comes_before_the_collate_function():
 def test_an_array_that_the_model_does_not_take(capfd):
     np.savez("more.npz", token_type_ids=np.zeros((N, T), int), **{k: v.numpy() for k, v in tokens().items()})
     told = refusal(capfd, "--model", "forms.py:Tagger", "--data", "more.npz")
-    assert "the model takes no token_type_ids (it takes input_ids, attention_mask, scale, extra)" in told
+    assert "the model has no argument token_type_ids (it takes input_ids, attention_mask, scale, extra)" in told
     np.savez("fewer.npz", ids=np.zeros((N, T), int), labels=np.zeros((N, T), int))
     assert "the model takes no ids" in refusal(capfd, "--model", "forms.py:Tagger", "--data", "fewer.npz")
     np.savez("mask.npz", attention_mask=np.zeros((N, T), int), labels=np.zeros((N, T), int))
@@ -240,7 +240,7 @@ def test_arrays_beside_x_and_y_are_told(suffix, tmp_path):
 def test_targets_that_are_absent(capfd):
     np.savez("x.npz", x=np.random.default_rng(0).normal(size=(6, 3)))
     told = refusal(capfd, "--model", "forms.py:regression", "--data", "x.npz", "--loss", "mse")
-    assert "it needs arrays x and y, or arrays named as the model's arguments with labels or label beside them" in told
+    assert "it needs arrays x and y, or arrays named as the model's arguments and labels or label" in told
     assert "and holds x" in told
 
 
@@ -305,7 +305,7 @@ def test_text_is_no_code():
 
 
 def test_streams_are_out():
-    with pytest.raises(SpectraError, match="the data must be finite and repeatable; give a list"):
+    with pytest.raises(SpectraError, match="the data must be finite and repeatable; return a list"):
         load_data("shards-{000..099}.tar", None, 0)
 
 
@@ -738,7 +738,9 @@ def test_data_that_change_are_refused(name):
 @pytest.mark.parametrize("data", [forever(), DataLoader(Stream(), 50)], ids=["generator", "loader of a stream"])
 def test_data_without_an_end_are_refused(data, monkeypatch):
     monkeypatch.setattr("spectra.inputs.loaders.MOST", 1000)
-    with pytest.raises(SpectraError, match=r"goes on after 1,.* finite and repeatable: give a list of some batches"):
+    with pytest.raises(
+        SpectraError, match=r"does not end after 1,.* finite and repeatable: give a list of some batches"
+    ):
         own_data(data, None, 0, None)
 
 

@@ -23,7 +23,7 @@ ALLOWED = {  # whole strings: arguments of programs, command lines, and what sta
     "cluster/distributed.py": ["torchrun --nproc-per-node: more ranks than the "],
     "run/loading.py": ["torchrun --nproc-per-node "],
     "inputs/transformers_model.py": [
-        "models are not downloaded: fetch it with `hf download {} --local-dir FOLDER`, and write {}?path=FOLDER"
+        "models are not downloaded here: run `hf download {} --local-dir FOLDER`, and write {}?path=FOLDER"
     ],
     "curvature/checks/derivative_check.py": ["--memory holds no copy of the model and a product of a few examples"],
 }
@@ -96,7 +96,7 @@ def test_names_of_others_are_not_taken_for_arguments():
         (["--output", "`model`"], "--output 'model': the model's output is one tensor"),
         (["--checkpoint", "`data`"], "--checkpoint 'data': no such file"),
         (["--checkpoint-key", "`data`"], "--checkpoint-key 'data': it needs a --checkpoint"),
-        (["--data", "`data`"], "--data 'data': it names no data"),
+        (["--data", "`data`"], "--data 'data': it is not known data"),
         (["--out", "a/`model`"], "--out a/`model`: eig.json there is a directory; move it away, or name another --out"),
     ],
 )

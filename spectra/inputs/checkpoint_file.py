@@ -126,7 +126,7 @@ def _read_folder(folder: Path) -> tuple[Any, str]:
     try:
         return read_distributed(folder)
     except Code as error:
-        text = f"its {METADATA} holds {error}, which could run code, so it was not read; save it again"
+        text = f"its {METADATA} holds {error}, which could run code, so it was not run; save it again"
         raise input_error(OPTION, folder, text) from None
     except Damaged as error:
         raise input_error(OPTION, folder, f"it is cut off or damaged: {error}; copy or save it again") from None
@@ -248,7 +248,7 @@ def _unreadable(file: IO[bytes], error: Exception) -> str:
     """Say why the file was refused, and what to do."""
     file.seek(0)
     head = file.read(512)
-    refused = f"which could run code, so it was not read; save only its weights, where it was made: {RESAVE}"
+    refused = f"which could run code, so it was not run; save only its weights, where it was made: {RESAVE}"
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {found[1]}, {refused}"
     if "TorchScript" in str(error):

@@ -214,7 +214,7 @@ def _arrays(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
         arrays, others = load(name, wanted.whole and not wanted.forwards)  # a loss of (model, batch) may use any
     except Exception as error:
         came = type(error).__name__  # NumPy's own message mentions pickles even for a text file
-        text = f"it is damaged, or not a {Path(name).suffix[1:]} file of numbers ({came}); {way_out}"
+        text = f"it is damaged, or not a {Path(name).suffix} file of numbers ({came}); {way_out}"
         raise input_error(OPTION, name, text) from error
     dropped = ", ".join(quoted(key, SHORT) for key in others)
     notes = (f"unused arrays: {dropped} (used are x, y and {' or '.join(WEIGHTS)})",) if others else ()
@@ -260,7 +260,7 @@ def _torchvision(name: str, options: dict[str, Any], _wanted: Wanted, short: str
 SOURCES = (
     Source("digits", DATA.own.__contains__, _of_register),
     Source("text:FILE?length=256", lambda name: name.startswith(TEXT), tokens),
-    Source("a file.npz or file.safetensors", lambda name: Path(name).suffix in READERS, _arrays),
+    Source("a file.npz, a file.safetensors", lambda name: Path(name).suffix in READERS, _arrays),
     Source("torchvision:NAME", lambda name: name.startswith(TORCHVISION), _torchvision),
     Source("a folder of Hugging Face datasets", is_saved, saved),
     Source("a folder of images", _is_folder, _images),

@@ -187,7 +187,9 @@ def _size(source: Any, name: str) -> int:
     """Return the number of items of a data set with `__getitem__` and `__len__`. Raises SpectraError."""
     came = type(source).__name__
     if isinstance(source, IterableDataset):
-        raise input_error(OPTION, name, f"it returned an IterableDataset ({came}); return a list of its items")
+        raise input_error(
+            OPTION, name, f"it returned an IterableDataset ({came}); return a list of its items, or a DataLoader"
+        )
     if isinstance(source, Mapping) or not hasattr(source, "__getitem__"):
         text = f"it returned an object of type {came}; return a data set of (x, y) items or two tensors x and y"
         raise input_error(OPTION, name, text)

@@ -29,7 +29,7 @@ BY_SUFFIX = {
     ".pt2": "a program of torch.export, which is code; give it as `model`, or save its weights with "
     'torch.save(torch.export.load(file).state_dict, "w.pt")',
     ".npy": "a NumPy array; save tensors by their names in the model, with torch.save({name: tensor, ...}, file)",
-    ".npz": "NumPy arrays; save them as tensors with torch.save({k: torch.from_numpy(v) for k, v in a.items()}, f)",
+    ".npz": "a file of NumPy arrays; save tensors with torch.save({k: torch.from_numpy(v) for k, v in a.items()}, f)",
     ".gguf": f"a GGUF file, made for inference; take the original PyTorch weights, and save them with {RESAVE}",
     ".onnx": f"an ONNX graph; take the original PyTorch model, and save it with {RESAVE}",
     ".h5": f"an HDF5 file, perhaps from Keras; load it into the PyTorch model, and save that with {RESAVE}",

@@ -23,7 +23,6 @@ from spectra.problem.densities import DensityLoss, DrawnLoss, names_density
 from spectra.problem.losses import CustomLoss, Loss
 
 OPTION = "`loss`"
-OWN = "name your own as file.py:function"
 
 
 def build_loss(spec: str, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Loss:
@@ -50,7 +49,7 @@ def build_loss(spec: str, device: torch.device | None = None, dtype: torch.dtype
     if is_place(name):
         return _from_object(resolve(name, OPTION), name, options, device, dtype)
     if name not in LOSSES:
-        raise input_error(OPTION, name, f"it is not a known loss; {suggest(name, LOSSES)}, or {OWN}")
+        raise input_error(OPTION, name, f"it is not a known loss, and not file.py:name; {suggest(name, LOSSES)}")
     LOSSES.warn_of_clash(name, OPTION)
     found = LOSSES.load(name, OPTION)
     if LOSSES.is_added(name):

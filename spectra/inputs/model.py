@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -59,7 +59,7 @@ def build(spec: str, seed: int) -> Built:
     name, options = parse_spec(spec, OPTION)
     with seeded(seed):
         if (source := source_of(SOURCES, name)) is None:
-            raise input_error(OPTION, name, f"it is not a known model; write {forms(SOURCES)}")
+            raise unknown(name)
         made = source.make(name, options)
     model, notes = (made.model, made.notes) if isinstance(made, Built) else (made, ())
     if not isinstance(model, nn.Module):
@@ -165,7 +165,9 @@ def _built(found: Any, name: str, options: dict[str, Any]) -> Any:
                 raise input_error(OPTION, name, text) from error
             raise
     if options:
-        raise input_error(OPTION, name, "it is a finished module and takes no options; leave out what follows '?'")
+        raise input_error(
+            OPTION, name, "it is a module, not a function, so it takes no options; leave out what follows '?'"
+        )
     return found
 
 
@@ -228,15 +230,26 @@ def _file(name: str, options: dict[str, Any]) -> nn.Module:
         text = f"it is a folder; if transformers wrote it, write {transformers_model.PREFIX}AutoModel?path={path}"
         raise input_error(OPTION, name, text)
     if not (Path(name).suffix or os.path.exists(name)):
-        raise input_error(OPTION, name, f"it is not a known model; write {forms(SOURCES)}")
+        raise unknown(name)
     return programs.make(name, options)
+
+
+def unknown(name: str) -> SpectraError:
+    """Make the error for a name that has no known form, perhaps because a prefix is missing."""
+    way_out = f"write {forms(SOURCES)}"
+    with suppress(ImportError):
+        from torchvision import models
+
+        if name in models.list_models():
+            way_out = f"did you mean {TORCHVISION}{name}?"
+    return input_error(OPTION, name, f"it is not a known model; {way_out}")
 
 
 SOURCES = (
     Source("torchvision:NAME", starts_with(TORCHVISION), _torchvision),
     Source("transformers:CLASS?path=FOLDER", starts_with(transformers_model.PREFIX), transformers_model.make),
     Source("timm:NAME", starts_with(timm_model.PREFIX), timm_model.make),
-    Source("path/to/file.py:callable or package.module:callable", is_place, _of_place),
+    Source("path/to/file.py:callable, package.module:callable", is_place, _of_place),
     Source("a name that an installed package adds", MODELS.__contains__, _added),
-    Source("a file of torch.export or TorchScript", names_file, _file),
+    Source("a saved program (torch.export, TorchScript)", names_file, _file),
 )

@@ -171,7 +171,10 @@ def called(model: nn.Module, batch: Batch) -> Any:
 def remedy(model: nn.Module) -> str:
     """Return the advice for a model that fails while it computes its loss."""
     if not is_lightning(model):
-        return "check that `model` fits `data`"
+        return (
+            "with `loss` model, it is called with the whole batch, labels included, and has to return its loss; check "
+            "that `model` fits `data`, or name another `loss`"
+        )
     return (
         "its training_step is called with a batch only, without a trainer, logger or optimizer; check that `model` "
         "fits `data`, or name a `loss`"

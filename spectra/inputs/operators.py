@@ -213,7 +213,7 @@ def read_npy(path: Path, spec: str, _options: dict[str, Any]) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:
-        raise damaged(spec, "npy", "numpy.save(file, A)", error) from error
+        raise damaged(spec, ".npy", "numpy.save(file, A)", error) from error
 
 
 def read_npz(path: Path, spec: str, options: dict[str, Any]) -> Any:
@@ -232,7 +232,7 @@ def read_npz(path: Path, spec: str, options: dict[str, Any]) -> Any:
         raise
     except Exception as error:
         way_out = "numpy.savez(file, A=A) or scipy.sparse.save_npz(file, A)"
-        raise damaged(spec, "npz", way_out, error) from error
+        raise damaged(spec, ".npz", way_out, error) from error
     if "key" in options:
         raise input_error(OPTION, spec, f"it has no array {quoted(options['key'], 40)}; {suggest(key, names)}")
     held = ", ".join(quoted(one, 40) for one in names[:5]) or "nothing"

@@ -24,8 +24,8 @@ from spectra.inputs.spec import input_error, told_missing
 OPTION = "`model`"
 EXPORTED = ("serialized_exported_program.json", "archive_format", "models/model.json")
 FORM = "a program of torch.export (file.pt2) or TorchScript"
-NONE = f"it holds no program; name {FORM}, or file.py:name"
-WEIGHTS = "it holds weights and no program; give it as `checkpoint`, and name the architecture as `model`"
+NONE = f"it does not hold a program; name {FORM}, or file.py:name"
+WEIGHTS = "it holds weights, not a program; give it as `checkpoint`, and name the architecture as `model`"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # of weights
 
 

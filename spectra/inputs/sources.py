@@ -50,9 +50,9 @@ def source_of(sources: Sequence[Source], name: str) -> Source | None:
 
 
 def forms(sources: Sequence[Source]) -> str:
-    """List all forms of a name for a message: `digits, a file.npz or file.py:name`."""
+    """List all forms of a name for a message: `digits, a file.npz, or file.py:name`."""
     *most, last = [source.form for source in sources]
-    return f"{', '.join(most)} or {last}" if most else last
+    return f"{', '.join(most)}, or {last}" if most else last
 
 
 def is_place(name: str) -> bool:

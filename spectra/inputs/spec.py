@@ -28,9 +28,7 @@ from spectra.inputs.origin import PACKAGES, is_path, is_standard, made_standard
 from spectra.quoting import quoted
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-PART_OF_PYTHON = (
-    "it belongs to Python's standard library, which has no such object, so it was not called; name your own function"
-)
+PART_OF_PYTHON = "it belongs to Python's standard library, so it was not called; name a function or class of your own"
 WHERE = "SPECTRA_TRACEBACK=1 shows where"
 SHORT = 60  # characters of one name among several
 WORDS = {"true": True, "false": False, "none": None}
