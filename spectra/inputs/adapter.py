@@ -23,7 +23,7 @@ from spectra.errors import SpectraError, describe
 from spectra.files import MEBIBYTE, read_bounded
 from spectra.inputs.checkpoint_file import OPTION, read_checkpoint
 from spectra.inputs.checkpoint_folder import together
-from spectra.inputs.foreign import MERGE
+from spectra.inputs.foreign_formats import MERGE
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import is_state_dict, some
 from spectra.quoting import quoted

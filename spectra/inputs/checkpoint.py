@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spectra.inputs.adapter import load_adapter, stored_values
 from spectra.inputs.checkpoint_file import OPTION, RESAVE, read_checkpoint
 from spectra.inputs.checkpoint_folder import adapter_of
-from spectra.inputs.foreign import ADAPTED, ADAPTER, is_adapter, quantised
+from spectra.inputs.foreign_formats import ADAPTED, ADAPTER, is_adapter, quantised
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import (
     Match,

@@ -27,7 +27,7 @@ from spectra.errors import describe
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
 from spectra.inputs.checkpoint_folder import ADAPTER_CONFIG, METADATA, inside, is_checkpoint, parts, sha256, together
 from spectra.inputs.distributed_checkpoint import Code, read_distributed
-from spectra.inputs.foreign import RESAVE, folders, formats
+from spectra.inputs.foreign_formats import RESAVE, folders, formats
 from spectra.inputs.pickles import fault
 from spectra.inputs.safetensors_file import Damaged, read_safetensors
 from spectra.inputs.spec import SHORT, input_error

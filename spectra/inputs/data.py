@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from spectra.errors import describe
 from spectra.files import open_regular
 from spectra.inputs.batches import Batches, Collate, own_collate
-from spectra.inputs.chance import seeded
 from spectra.inputs.data_module import training_loader
 from spectra.inputs.examples import Data, read
 from spectra.inputs.graphs import are_graphs, read_graphs
@@ -25,6 +24,7 @@ from spectra.inputs.loaders import loaded
 from spectra.inputs.registers import DATA
 from spectra.inputs.safetensors_file import read_safetensors
 from spectra.inputs.saved_datasets import is_saved, saved
+from spectra.inputs.seeding import seeded
 from spectra.inputs.sources import NamedData, Source, forms, is_place, source_of
 from spectra.inputs.spec import (
     SHORT,

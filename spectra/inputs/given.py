@@ -19,7 +19,6 @@ from torch.utils.data import Dataset, IterableDataset
 
 from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import Batches, own_collate
-from spectra.inputs.chance import seeded
 from spectra.inputs.data import graph_data
 from spectra.inputs.data_module import training_loader
 from spectra.inputs.examples import Data, is_arrays, read
@@ -28,6 +27,7 @@ from spectra.inputs.items import Undivided, Wanted, divided
 from spectra.inputs.loaders import loaded
 from spectra.inputs.loss import loss_of
 from spectra.inputs.model import Module, cast, refuse_uninitialised, renormalise_embeddings, uncompiled
+from spectra.inputs.seeding import seeded
 from spectra.inputs.sources import half_notes
 from spectra.problem.losses import Loss
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import ConcatDataset, Subset
 
 from spectra.errors import SpectraError
-from spectra.inputs.chance import seeded
+from spectra.inputs.seeding import seeded
 from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import Structured
 from spectra.wording import counted

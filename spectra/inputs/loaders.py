@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from spectra.errors import SpectraError, describe
 from spectra.files import in_units
 from spectra.inputs.batches import READ_TWICE, Batches, batch_of, chosen, recut
-from spectra.inputs.chance import seeded
 from spectra.inputs.graphs import batch_of as graphs_of
 from spectra.inputs.graphs import is_graph
 from spectra.inputs.items import Wanted, as_tensor, plain
+from spectra.inputs.seeding import seeded
 from spectra.inputs.spec import WHERE
 from spectra.inputs.stacking import same
 from spectra.memory import memory_share, out_of_memory

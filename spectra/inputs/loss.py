@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.inputs.chance import seeded
 from spectra.inputs.loss_options import read_options
 from spectra.inputs.model import cast
 from spectra.inputs.registers import LOSSES
+from spectra.inputs.seeding import seeded
 from spectra.inputs.sources import is_place
 from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest
 from spectra.inputs.torch_losses import is_torchs, others, recognised

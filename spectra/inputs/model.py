@@ -14,12 +14,12 @@ from torch.nn.parameter import is_lazy
 
 from spectra.errors import SpectraError, describe
 from spectra.inputs import programs, timm_model, transformers_model
-from spectra.inputs.chance import seeded
 from spectra.inputs.origin import names_file
 from spectra.inputs.registers import MODELS
+from spectra.inputs.seeding import seeded
 from spectra.inputs.sources import Built, Source, forms, half_notes, is_place, source_of
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, suggest
-from spectra.inputs.weights_alone import weights_alone
+from spectra.inputs.weights_only import weights_only
 from spectra.quoting import quoted
 
 OPTION = "`model`"
@@ -155,7 +155,7 @@ def _added(name: str, options: dict[str, Any]) -> Any:
 def _built(found: Any, name: str, options: dict[str, Any]) -> Any:
     if not isinstance(found, nn.Module):
         try:
-            with weights_alone() if name.endswith(LIGHTNING) else nullcontext():
+            with weights_only() if name.endswith(LIGHTNING) else nullcontext():
                 return call(found, name, options, OPTION)
         except SpectraError as error:
             if isinstance(error.__cause__, UnpicklingError):  # torch advises to trust the file

@@ -23,8 +23,8 @@ from typing import Any
 
 from spectra.errors import SpectraError, describe
 from spectra.files import refuse_special
-from spectra.inputs.chance import seeded
 from spectra.inputs.origin import PACKAGES, is_path, is_standard, made_standard
+from spectra.inputs.seeding import seeded
 from spectra.quoting import quoted
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

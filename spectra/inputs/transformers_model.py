@@ -23,7 +23,7 @@ from spectra.inputs.checkpoint_file import read_checkpoint
 from spectra.inputs.sources import Built
 from spectra.inputs.spec import input_error, suggest
 from spectra.inputs.state_dict import some
-from spectra.inputs.weights_alone import weights_alone
+from spectra.inputs.weights_only import weights_only
 from spectra.quoting import foreign
 from spectra.wording import counted
 
@@ -55,7 +55,7 @@ def make(name: str, options: dict[str, Any]) -> Built:
         SpectraError: no such class, folder or value, or the weights do not fit the class.
     """
     options = dict(options)
-    with quiet(name), weights_alone():  # timm architectures read files that a configuration may name
+    with quiet(name), weights_only():  # timm architectures read files that a configuration may name
         kind = _class(name)
         if "trust_remote_code" in options:
             text = "code in a folder of weights is not run; name its class as file.py:Class"

@@ -14,7 +14,7 @@ from torch import nn
 
 from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import UNCUT
-from spectra.inputs.chance import seeded
+from spectra.inputs.seeding import seeded
 
 MOST = 10_000  # objects that are searched for random generators
 LARGEST = 1000  # entries of a list or dictionary that is searched; larger ones are data

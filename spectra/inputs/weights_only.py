@@ -10,7 +10,7 @@ FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
 
 
 @contextmanager
-def weights_alone() -> Iterator[None]:
+def weights_only() -> Iterator[None]:
     """Make torch.load use `weights_only=True` inside this context, whatever its caller passes.
 
     Lightning passes False up to version 2.5, and later for URLs.
