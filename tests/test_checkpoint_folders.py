@@ -337,7 +337,7 @@ DISTRIBUTED = {
     "code in a shard": (shard_with_code, ["not a tensor that torch.save wrote"]),
     "no metadata": (raw(b"\x80\x04K\x01."), ["holds a int"]),
     "nothing": (raw(b""), ["has an unknown structure"]),
-    "nested tuples": (raw(b"\x80\x02}N" + b"\x85" * 200_000 + b"K\x01s."), ["nested too deeply"]),
+    "nested tuples": (raw(b"\x80\x02}N" + b"\x85" * 200_000 + b"K\x01s."), ["a nested tuple that is too deep"]),
     "a number for memory": (raw(b"\x80\x02}r\xff\xff\xff\x7f."), ["numbers objects that it does not hold"]),
     "a shape without end": (
         spoiled(lambda m: resized(m, size=torch.Size([2**40, 4]))),

@@ -464,7 +464,8 @@ def test_what_the_user_adds_to_the_path_stays_at_its_end_where_all_goes_well(her
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("resnet18", ["torchvision:NAME"]),
+        ("resnet18", ["did you mean torchvision:resnet18?"]),
+        ("resnet_18", ["not a known model", "torchvision:NAME", "file.py:callable"]),
         ("torchvision:resnet81", ["resnet81", "did you mean", "resnet18"]),
         ("torchvision:resnet18?classes=3", ["building it failed", "classes"]),
         ("torchvision:resnet18?weights=IMAGENET1K_V3", ["IMAGENET1K_V3", "did you mean IMAGENET1K_V1"]),
@@ -974,7 +975,7 @@ def test_options_of_the_named_losses():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("crossentropy", ["did you mean cross_entropy", "file.py:function"]),
+        ("crossentropy", ["did you mean cross_entropy", "file.py:name"]),
         ("losses.py", ["write losses.py:name"]),
         ("losses.py:NUMBER", ["got int", "(output, target)"]),
         ("losses.py:powered?pover=3", ["'pover'", "its options are power, scale"]),

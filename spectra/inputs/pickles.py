@@ -92,7 +92,7 @@ def _scan(pickle: Any, storages: dict[Any, int]) -> str | None:
             count = TUPLES[name]
             made = _tuple(_popped(stack, count) if count is not None else _to_mark(stack))
             if made.depth > DEEPEST or made.size > LARGEST:
-                return "it holds a tuple that is nested too deeply"
+                return "it holds a nested tuple that is too deep or too large"
             stack.append(made)
         else:
             if name == "BINPERSID":

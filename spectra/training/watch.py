@@ -225,8 +225,8 @@ class Watch:
             raise SpectraError("`curvature`: it is empty; name one or more of spectra.MATRICES, such as hessian")
         count, fewest = len(self.curvature), len(self.curvature) * fewest_products(self.k, self.trace)
         if self.products < fewest:
-            what = "a matrix" if count == 1 else f"{count} matrices"
-            text = f"{what} with k = {self.k} needs at least {fewest}; use `products` {fewest} or a smaller `k`"
+            what = "a matrix needs" if count == 1 else f"{count} matrices need"
+            text = f"{what} at least {fewest} with k = {self.k}; use `products` {fewest} or a smaller `k`"
             raise SpectraError(f"`products` {self.products}: {text}")
 
     def _refuse_impossible(self) -> None:
