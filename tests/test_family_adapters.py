@@ -369,13 +369,13 @@ def first(held):
 
 
 WRONG = {
-    "another kind": (configured(peft_type="PREFIX_TUNING"), ["kind PREFIX_TUNING", "merge_and_unload"]),
-    "no kind": (configured(peft_type=["LORA"]), ["kind ['LORA']"]),
-    "a start that changes the base": (configured(init_lora_weights="pissa"), ["init_lora_weights pissa"]),
-    "layers over and over": (configured(layer_replication=[[0, 10**9]]), ["layer_replication", "not known here"]),
-    "an option of another version": (configured(use_magic=True), ["use_magic", "not known here"]),
-    "a pattern without end": (configured(alpha_pattern={"(a+)+$": 3}), ["(a+)+$", "take forever"]),
-    "many stars": (configured(rank_pattern={".*.*.*x": 3}), ["take forever"]),
+    "another kind": (configured(peft_type="PREFIX_TUNING"), ["type PREFIX_TUNING", "merge_and_unload"]),
+    "no kind": (configured(peft_type=["LORA"]), ["type ['LORA']"]),
+    "a start that changes the base": (configured(init_lora_weights="pissa"), ["init_lora_weights=pissa"]),
+    "layers over and over": (configured(layer_replication=[[0, 10**9]]), ["unknown option layer_replication"]),
+    "an option of another version": (configured(use_magic=True), ["unknown option use_magic"]),
+    "a pattern without end": (configured(alpha_pattern={"(a+)+$": 3}), ["(a+)+$", "never finish matching"]),
+    "many stars": (configured(rank_pattern={".*.*.*x": 3}), ["never finish matching"]),
     "no JSON": (lambda: Path("last/adapter_config.json").write_text("{'r'"), ["not valid JSON"]),
     "deep JSON": (lambda: Path("last/adapter_config.json").write_text("[" * 100_000), ["not valid JSON"]),
     "another rank": (configured(r=5), ["size mismatch", "`model`"]),
