@@ -297,7 +297,7 @@ def test_batches_of_different_lengths():
     batches = [(torch.randint(5, (4, n)), torch.randint(3, (4, n))) for n in (2, 3)]
     found = spectra.trace(Last(model), nn.CrossEntropyLoss(), batches, method="dense")
     assert found.trace > 0
-    with pytest.raises(SpectraError, match=r"`batch_size`: the batches cannot be joined .*; leave it out"):
+    with pytest.raises(SpectraError, match=r"`batch_size` 2: the batches cannot be joined .*; leave `batch_size` out"):
         spectra.trace(Last(model), nn.CrossEntropyLoss(), batches, batch_size=2)
 
 
@@ -379,7 +379,7 @@ def test_rows_of_embeddings_are_shortened_in_a_copy():
     spectra.eig(model, nn.CrossEntropyLoss(), data, k=1, out="a")
     assert equal(before, everything(model))
     assert model[0].max_norm == 0.1
-    assert "shortened" in json.loads(Path("a/eig.json").read_text())["problem"]["notes"][0]
+    assert "were cut to max_norm" in json.loads(Path("a/eig.json").read_text())["problem"]["notes"][0]
 
 
 def test_wrapped_models():
@@ -494,7 +494,7 @@ REFUSED = {
     "no data": (lambda: spectra.trace(mlp(), nn.MSELoss()), TypeError, r"trace\(\) is missing the argument data"),
     "k": (bad(k=0), SpectraError, "^`k` 0: give an integer"),
     "k, real": (bad(k=2.5), SpectraError, r"^`k` 2\.5: give an integer"),
-    "which": (bad(which="SM"), SpectraError, "^`which` 'SM': there is BE, LA, LM, SA"),
+    "which": (bad(which="SM"), SpectraError, "^`which` 'SM': choose from BE, LA, LM, SA"),
     "method": (bad(method="lancsoz"), SpectraError, "^`method` 'lancsoz': did you mean lanczos"),
     "tolerance": (bad(tolerance=0), SpectraError, "^`tolerance` 0: give a finite number above 0"),
     "curvature": (bad(curvature="hesian"), SpectraError, "^`curvature` 'hesian': did you mean hessian"),
@@ -504,12 +504,20 @@ REFUSED = {
     "samples": (bad(samples=41), SpectraError, "samples"),
     "batch_size": (bad(batch_size=0), SpectraError, "^`batch_size` 0"),
     "weight_decay": (bad(weight_decay=float("nan")), SpectraError, "^`weight_decay` nan"),
-    "checkpoint": (bad(checkpoint="a.pt"), SpectraError, "^`checkpoint` a.pt: is for what is given by name"),
-    "transform": (bad(transform="a.py:f"), SpectraError, "^`transform` a.py:f: is for what is given by name"),
+    "checkpoint": (
+        bad(checkpoint="a.pt"),
+        SpectraError,
+        "^`checkpoint` a.pt: it applies only to what is given",
+    ),
+    "transform": (
+        bad(transform="a.py:f"),
+        SpectraError,
+        "^`transform` a.py:f: it applies only to what is given",
+    ),
     "half precision": (
         lambda: spectra.eig(mlp(dtype=torch.float8_e4m3fn), nn.CrossEntropyLoss(), points()),
         SpectraError,
-        "its parameters are torch.float8_e4m3fn, too short .* `dtype` float32",
+        "its parameters are torch.float8_e4m3fn, too imprecise .* `dtype` float32",
     ),
     "lazy": (
         lambda: spectra.eig(nn.LazyLinear(3), nn.CrossEntropyLoss(), points()),
@@ -534,7 +542,7 @@ REFUSED = {
     "three": (
         lambda: spectra.eig(mlp(), nn.CrossEntropyLoss(), [(1, 2, 3)]),
         SpectraError,
-        r"`data`: batch 0 of list is a tuple; every batch has to be a pair \(x, y\)",
+        r"`data`: batch 0 of list is a tuple, but every batch has to be a pair \(x, y\)",
     ),
     "lengths": (
         lambda: spectra.eig(mlp(), nn.CrossEntropyLoss(), [(torch.ones(3, 4), torch.zeros(2))]),

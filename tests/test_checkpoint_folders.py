@@ -149,10 +149,10 @@ def test_a_tensor_in_two_shards():
     folder = trainer("a", write=shards)
     first, second = sorted(folder.glob("model-*"))
     save_file({name: STATE[name] for name in STATE}, first)
-    with refused("`checkpoint` ", "2.weight is in its shard" if "2.weight" in list(STATE)[1::2] else "is in its shard"):
+    with refused("`checkpoint` ", "2.weight is in shard" if "2.weight" in list(STATE)[1::2] else "is in shard"):
         load_checkpoint(build(), folder)
     second.unlink()
-    with refused("`checkpoint` ", second.name, "missing beside it"):
+    with refused("`checkpoint` ", second.name, "are missing; copy all shards"):
         load_checkpoint(build(), folder)
 
 
@@ -160,7 +160,7 @@ def test_a_name_that_an_index_has_twice():
     folder = trainer("a", write=shards)
     index = folder / "model.safetensors.index.json"
     index.write_text(index.read_text().replace('"0.weight"', '"0.bias"'))
-    with refused("`checkpoint` a/model.safetensors.index.json", "0.bias is listed twice"):
+    with refused("`checkpoint` a/model.safetensors.index.json", "0.bias comes twice"):
         load_checkpoint(build(), folder)
 
 
@@ -334,10 +334,10 @@ DISTRIBUTED = {
         raw(b"\x80\x04\x8c%torch.distributed.checkpoint.metadata\x8c\x11Metadata.__init__\x93)R."),
         ["could run code"],
     ),
-    "code in a shard": (shard_with_code, ["not a tensor as torch.save writes it"]),
+    "code in a shard": (shard_with_code, ["not a tensor that torch.save wrote"]),
     "no metadata": (raw(b"\x80\x04K\x01."), ["holds a int"]),
-    "nothing": (raw(b""), ["not as torch writes it"]),
-    "nested tuples": (raw(b"\x80\x02}N" + b"\x85" * 200_000 + b"K\x01s."), ["tuple of tuples"]),
+    "nothing": (raw(b""), ["has an unknown structure"]),
+    "nested tuples": (raw(b"\x80\x02}N" + b"\x85" * 200_000 + b"K\x01s."), ["a nested tuple that is too deep"]),
     "a number for memory": (raw(b"\x80\x02}r\xff\xff\xff\x7f."), ["numbers objects that it does not hold"]),
     "a shape without end": (
         spoiled(lambda m: resized(m, size=torch.Size([2**40, 4]))),
@@ -345,7 +345,7 @@ DISTRIBUTED = {
     ),
     "a missing piece": (spoiled(lambda m: resized(m, chunks=[])), ["has no pieces"]),
     "pieces that miss": (spoiled(lambda m: resized(m, size=torch.Size([9, 4]))), ["pieces of", "missing"]),
-    "pieces outside": (spoiled(lambda m: resized(m, size=torch.Size([2, 4]))), ["outside of its shape"]),
+    "pieces outside": (spoiled(lambda m: resized(m, size=torch.Size([2, 4]))), ["outside its shape"]),
     "another folder": (spoiled(stored_elsewhere(relative_path="../a.distcp")), ["not a file in its folder"]),
     "a file of the system": (spoiled(stored_elsewhere(relative_path="/etc/passwd")), ["not a file in its folder"]),
     "another kind of file": (spoiled(stored_elsewhere(relative_path="a.pt")), ["not a file in its folder"]),
@@ -444,7 +444,7 @@ FOREIGN = {
     "Lightning": (["latest", "zero_to_fp32.py", *[name.replace("global_step500", "checkpoint") for name in STEP]],
                   "run", ["zero_to_fp32 run OUT -t checkpoint,"]),
     "without ZeRO": (["latest", STEP[1]], "run", ["name the file in it: run/global_step500/mp_rank_00_model_states"]),
-    "tensor parallel": (["latest", STEP[1], STEP[1].replace("k_00", "k_01")], "run", ["split (tensor parallel)"]),
+    "tensor parallel": (["latest", STEP[1], STEP[1].replace("k_00", "k_01")], "run", ["of a tensor-parallel model"]),
     "Megatron": (["latest_checkpointed_iteration.txt", "iter_0000500/mp_rank_00/model_optim_rng.pt"], "run",
                  ["Megatron-LM", "tools/checkpoint/convert.py"]),
     "a step of Megatron": (["mp_rank_00/model_optim_rng.pt"], "run", ["Megatron-LM"]),
@@ -557,5 +557,5 @@ def test_a_head_of_its_own_is_missing():
 def test_a_branch_of_two_is_never_chosen():
     model = nn.ModuleDict({"student": build(), "teacher": build()})
     torch.save(STATE, "a.pt")
-    with refused("`checkpoint`", "its names are not the model's"):
+    with refused("`checkpoint`", "its names are not those of the model"):
         load_checkpoint(model, "a.pt")

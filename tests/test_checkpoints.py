@@ -136,7 +136,7 @@ def test_a_tied_tensor_that_is_stored_once(tmp_path):
     load_checkpoint(model, tmp_path / "a.safetensors")
     assert torch.equal(model.head.weight, weight)
     torch.save({"embedding.weight": weight, "head.weight": weight + 1}, tmp_path / "b.pt")
-    with refused("embedding.weight", "head.weight", "one tensor in the model"):
+    with refused("embedding.weight", "head.weight", "one tied tensor in the model"):
         load_checkpoint(model, tmp_path / "b.pt")
     assert torch.equal(model.head.weight, weight)
 
@@ -386,10 +386,10 @@ def test_names_under_a_prefix(tmp_path, content, key, prefix, ignored):
 def test_two_that_would_do_are_never_chosen_between(tmp_path, content, places):
     path, model = tmp_path / "a.pt", network()
     torch.save(content, path)
-    with refused("`checkpoint` ", "would do", "`checkpoint_key`") as caught:
+    with refused("`checkpoint` ", "fit the model", "`checkpoint_key`") as caught:
         load_checkpoint(model, path)
     assert same(model, network().state_dict())
-    offered = str(caught.value).partition("would do: ")[2].partition(";")[0].split(", ")
+    offered = str(caught.value).partition("fit the model: ")[2].partition(";")[0].split(", ")
     assert len(offered) == 2
     for key, expected in {**places, **dict(zip(offered, (STATE, OTHER), strict=True))}.items():
         load_checkpoint(model, path, key)
@@ -401,14 +401,14 @@ def test_two_that_would_do_are_never_chosen_between(tmp_path, content, places):
 def test_old_counters_do_not_choose(tmp_path):
     old = {name: value for name, value in STATE.items() if "num_batches" not in name}
     torch.save({"model": old, "model_ema": OTHER}, tmp_path / "a.pt")
-    with refused("would do: model, model_ema"):
+    with refused("fit the model: model, model_ema"):
         load_checkpoint(network(), tmp_path / "a.pt")
 
 
 def test_tied_tensors_do_not_choose(tmp_path):
     state = {f"{name}.weight": torch.ones(4, 3) for name in ("a.embedding", "a.head", "b.embedding")}
     torch.save(state, tmp_path / "a.pt")
-    with refused("would do: a, b"):
+    with refused("fit the model: a, b"):
         load_checkpoint(Tied(), tmp_path / "a.pt")
 
 
@@ -431,9 +431,9 @@ def test_what_a_key_leaves_out_is_reported(tmp_path):
 
 def test_several_of_which_none_fits(tmp_path):
     torch.save({"a": {"x": torch.ones(1)}, "b": {"y": torch.ones(1), "fc.weight": torch.ones(4, 3)}}, tmp_path / "a.pt")
-    with refused("none like the model: a, b", "`checkpoint_key`"):
+    with refused("none of its state dicts fits the model: a, b", "`checkpoint_key`"):
         load_checkpoint(network(), tmp_path / "a.pt")
-    with refused("it has x, and the model has fc.weight"):
+    with refused("it has x, but the model has fc.weight"):
         load_checkpoint(network(), tmp_path / "a.pt", "a")
 
 
@@ -449,7 +449,7 @@ def test_a_foreign_checkpoint_is_not_paired(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
     theirs = "lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0, o.weight and 1 more"
     ours = "0.weight, 0.bias, 2.weight, 2.bias"
-    with refused(f"its names are not the model's: it has {theirs}, and the model has {ours}; check `model`"):
+    with refused(f"its names are not those of the model: it has {theirs}, but the model has {ours}; check `model`"):
         load_checkpoint(model, tmp_path / "a.pt")
 
 
@@ -659,7 +659,7 @@ def test_a_layer_that_fails_while_loading(tmp_path):
     model = Stubborn(2, 2)
     before = {name: value.clone() for name, value in model.named_parameters()}
     torch.save({"weight": torch.ones(2, 2), "bias": torch.ones(2), "_extra_state": {"a": 1}}, tmp_path / "a.pt")
-    with refused("ValueError while loading it: no extra state today"):
+    with refused("loading failed with ValueError: no extra state today"):
         load_checkpoint(model, tmp_path / "a.pt")
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
@@ -749,14 +749,14 @@ SHARD = "model-00001-of-00002.safetensors"
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: (folder / SHARD).unlink(), [SHARD, "missing beside it"]),
+        (lambda folder: (folder / SHARD).unlink(), [SHARD, "are missing; copy all shards"]),
         (lambda folder: shards(folder, fc__weight="../elsewhere.safetensors"), ["'../elsewhere", "not read"]),
         (lambda folder: shards(folder, fc__weight="/etc/passwd"), ["'/etc/passwd'", "not read"]),
         (lambda folder: shards(folder, fc__weight="..\\a.bin"), ["a.bin", "not read"]),
         (lambda folder: shards(folder, fc__weight=".."), ["'..'", "not read"]),
         (lambda folder: shards(folder, fc__weight="\0"), ["'\\x00'", "not read"]),
         (lambda folder: shards(folder, fc__weight=3), ["no weight_map"]),
-        (lambda folder: shards(folder, fc__scale=SHARD), ["fc.scale missing from its shard", SHARD]),
+        (lambda folder: shards(folder, fc__scale=SHARD), [f"its shard {SHARD} lacks fc.scale"]),
         (lambda folder: (folder / SHARD).write_bytes(b""), [SHARD, "empty"]),
         (lambda folder: (folder / SHARD).write_bytes(bytes(range(200))), [SHARD, "damaged"]),
         (lambda folder: shards(folder, fc__weight=INDEX[".safetensors"]), ["text file"]),
@@ -821,9 +821,9 @@ def test_a_path_that_no_system_takes():
 FOREIGN = {
     "a.pt2": ("torch.export", "torch.export.load(file).state_dict", "is code", "`model`"),
     "exported.pt": ("torch.export", "torch.export.load(file).state_dict", "is code", "`model`"),
-    "__0_0.distcp": ("torch.distributed.checkpoint", "needs its .metadata"),
-    "a.npz": ("arrays of NumPy", "torch.from_numpy"),
-    "arrays.pt": ("arrays of NumPy", "torch.from_numpy"),
+    "__0_0.distcp": ("torch.distributed.checkpoint", "copy its folder again, with .metadata"),
+    "a.npz": ("a file of NumPy arrays", "torch.from_numpy"),
+    "arrays.pt": ("a file of NumPy arrays", "torch.from_numpy"),
     "a.gguf": ("GGUF", "state_dict"),
     "folder of DeepSpeed": ("DeepSpeed", "deepspeed.utils.zero_to_fp32"),
     "folder of PEFT": ("PEFT adapter", "merge_and_unload"),

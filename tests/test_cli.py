@@ -888,7 +888,7 @@ ERRORS = {
     "empty data": (f"eig {LINEAR} --data empty.npz", ["--data empty.npz", "empty"]),
     "data not finite": (f"eig {LINEAR} --data nan.npz", ["--data nan.npz", "example 3"]),
     "labels out of range": (f"eig {LINEAR} --data range.npz", ["--data", "out of range", "3 classes"]),
-    "augmentation": (f"eig {LINEAR} --data nets.py:Shaky", ["--data nets.py:Shaky", "read twice", "augmentation"]),
+    "augmentation": (f"eig {LINEAR} --data nets.py:Shaky", ["--data nets.py:Shaky", "is read again", "augmentation"]),
     "all ignored": (f"eig {LINEAR} --data all_ignored.npz", ["ignored"]),
     "mse of labels": (f"eig {PROBLEM} --loss mse", ["--loss mse", "(11, 3)", "(11,)"]),
     "mse of other shapes": (f"eig {LINEAR} --data narrow.npz --loss mse", ["--loss mse", "(11, 3)", "(11, 2)"]),

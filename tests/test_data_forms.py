@@ -207,7 +207,10 @@ def test_a_transform_comes_before_the_collate_function():
     assert data.targets.tolist() == [0, 1, 2, 3]
     assert data.transform == "forms.py:first"
     assert data.notes == ("collate_fn of forms.py:sized makes the batches",)
-    for name, told in (("loader", "goes with single examples, and forms.py:loader gives batches"), ("ragged", "pairs")):
+    for name, told in (
+        ("loader", "it applies to single examples, but forms.py:loader gives batches"),
+        ("ragged", "pairs"),
+    ):
         with pytest.raises(SpectraError, match=told):
             load_data(f"forms.py:{name}", None, 0, view)
 
@@ -215,12 +218,12 @@ def test_a_transform_comes_before_the_collate_function():
 def test_an_array_that_the_model_does_not_take(capfd):
     np.savez("more.npz", token_type_ids=np.zeros((N, T), int), **{k: v.numpy() for k, v in tokens().items()})
     told = refusal(capfd, "--model", "forms.py:Tagger", "--data", "more.npz")
-    assert "the model takes no token_type_ids (it takes input_ids, attention_mask, scale, extra)" in told
+    assert "the model has no argument token_type_ids (it takes input_ids, attention_mask, scale, extra)" in told
     np.savez("fewer.npz", ids=np.zeros((N, T), int), labels=np.zeros((N, T), int))
     assert "the model takes no ids" in refusal(capfd, "--model", "forms.py:Tagger", "--data", "fewer.npz")
     np.savez("mask.npz", attention_mask=np.zeros((N, T), int), labels=np.zeros((N, T), int))
     told = refusal(capfd, "--model", "forms.py:Tagger", "--data", "mask.npz")
-    assert "the model needs input_ids, and the data hold attention_mask" in told
+    assert "the model needs input_ids, but the data hold attention_mask" in told
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
@@ -231,13 +234,13 @@ def test_arrays_beside_x_and_y_are_told(suffix, tmp_path):
     else:
         save_file(arrays, "more.safetensors")
     (note,) = load_data(f"more.{suffix}", None, 0).notes
-    assert note == "arrays that are not taken: weight (x and y are, with weights or loss_mask)"
+    assert note == "unused arrays: weight (used are x, y and weights or loss_mask)"
 
 
 def test_targets_that_are_absent(capfd):
     np.savez("x.npz", x=np.random.default_rng(0).normal(size=(6, 3)))
     told = refusal(capfd, "--model", "forms.py:regression", "--data", "x.npz", "--loss", "mse")
-    assert "it needs arrays x and y, or arrays named as the model's arguments with labels or label beside them" in told
+    assert "it needs arrays x and y, or arrays named as the model's arguments and labels or label" in told
     assert "and holds x" in told
 
 
@@ -270,13 +273,13 @@ def test_text_of_a_model_that_shifts_by_itself():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("", "the tokens of a chunk are missing; write text:corpus.txt?length=256"),
+        ("", "the number of tokens in a chunk is missing; write text:corpus.txt?length=256"),
         ("?length=0", "length is 0; give an integer above 0"),
         ("?length=4&stride=x", "stride is 'x'"),
         ("?length=4&width=3", "has no option width; its options are length, stride, tokenizer"),
-        ("?length=4", "leads to no folder that holds a tokenizer; add tokenizer=DIR"),
+        ("?length=4", "has no path= of a folder with a tokenizer; add tokenizer=DIR"),
         ("?length=4&tokenizer=absent", "there is no such folder"),
-        ("?length=40&tokenizer=bytes", "it holds 6 tokens, fewer than one chunk has (41)"),
+        ("?length=40&tokenizer=bytes", "it holds 6 tokens, but one chunk needs 41"),
     ],
 )
 def test_text_that_cannot_be(options, told):
@@ -302,7 +305,7 @@ def test_text_is_no_code():
 
 
 def test_streams_are_out():
-    with pytest.raises(SpectraError, match="the data must be finite and repeatable; give a list"):
+    with pytest.raises(SpectraError, match="the data must be finite and repeatable; return a list"):
         load_data("shards-{000..099}.tar", None, 0)
 
 
@@ -331,7 +334,7 @@ def test_an_ignored_label_of_ones_own_is_put_in_the_last_place():
 
 def test_labels_that_cannot_be_shifted(capfd):
     told = refusal(capfd, "--model", "spectra.demo:mlp", "--data", "digits", "--loss", "cross_entropy?shift=true")
-    assert "shift moves labels of tokens, integers (b, T), and those of digits are shape (1797,)" in told
+    assert "shift needs integer labels of tokens (b, T), but those of digits are shape (1797,)" in told
     Path("corpus.txt").write_text("a text")
     words = ("--data", "text:corpus.txt?length=3&tokenizer=bytes", "--loss", "cross_entropy?shift=true")
     assert "are shifted already; leave shift out" in refusal(capfd, "--model", "forms.py:Plain", *words)
@@ -494,7 +497,7 @@ def test_points_that_belong_together_are_one_batch():
     expected = trace_of(model, lambda call: loss(call, data))
     for form in (data, [data], iter([data])):
         assert spectra.trace(model, BatchLoss(loss), form, method="dense").trace == pytest.approx(expected, rel=1e-9)
-    with pytest.raises(SpectraError, match="the arrays of dict have lengths 4 and 13; leave it out"):
+    with pytest.raises(SpectraError, match="the arrays of dict have different lengths \\(4 and 13\\); leave it out"):
         spectra.trace(model, BatchLoss(loss), data, samples=3)
 
 
@@ -716,11 +719,11 @@ def test_a_loader_s_own_generator_is_left_as_found(sampler):
 
 
 CHANGING = {
-    "augmentation": (lambda data: DataLoader(Augmented(), 4), "gives other examples when it is read again"),
+    "augmentation": (lambda data: DataLoader(Augmented(), 4), "gives different examples when it is read again"),
     "augmentation, shuffled": (lambda data: DataLoader(Augmented(), 4, shuffle=True), "switch random augmentation off"),
     "masks drawn while collating": (lambda data: DataLoader(data, 4, collate_fn=masking), "collate_fn"),
-    "an iterable": (lambda data: Redrawn(), "gives another first batch when it is read again"),
-    "an iterable data set": (lambda data: Stream(), "gives examples one by one; .* finite and repeatable"),
+    "an iterable": (lambda data: Redrawn(), "gives a different first batch when it is read again"),
+    "an iterable data set": (lambda data: Stream(), "yields single examples; .* finite and repeatable"),
 }
 
 
@@ -735,22 +738,24 @@ def test_data_that_change_are_refused(name):
 @pytest.mark.parametrize("data", [forever(), DataLoader(Stream(), 50)], ids=["generator", "loader of a stream"])
 def test_data_without_an_end_are_refused(data, monkeypatch):
     monkeypatch.setattr("spectra.inputs.loaders.MOST", 1000)
-    with pytest.raises(SpectraError, match=r"goes on after 1,.* finite and repeatable: give a list of some batches"):
+    with pytest.raises(
+        SpectraError, match=r"does not end after 1,.* finite and repeatable: give a list of some batches"
+    ):
         own_data(data, None, 0, None)
 
 
 def test_a_collate_function_that_draws_is_refused():
     data = Rows(list(zip(*points(), strict=True)))
     data.collate_fn = masking
-    with pytest.raises(SpectraError, match="came out different when they were read twice"):
+    with pytest.raises(SpectraError, match="are different when they are read again"):
         own_data(data, None, 0, None)
 
 
 WRONG = {
     "object": ([object()], "batch 0 of list is a object"),
     "object inside": ([(torch.ones(3), {"a": object()})], "holds a object, which cannot be split into examples"),
-    "numbers": ([(1, 2)], "holds no tensor of examples; give batches of tensors, or a list of the examples"),
-    "three": ([(torch.ones(3),) * 3], r"every batch has to be a pair \(x, y\).* goes with a loss of \(model, batch\)"),
+    "numbers": ([(1, 2)], "holds no tensors; give batches of tensors, or a list of the examples"),
+    "three": ([(torch.ones(3),) * 3], r"every batch has to be a pair \(x, y\).* needs a loss of \(model, batch\)"),
     "words": ([(torch.ones(3, 2), ["a", "b", "c"])], "y holds a str|y is a list"),
     "ragged": ([(torch.ones(3, 2), [[1, 2], [3]])], "x and y of batch 0 of list have shapes"),
     "mapping": ({"x": 1}, "dict cannot be read as data"),

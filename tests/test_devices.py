@@ -79,7 +79,9 @@ def test_cards_have_numbers(cards):
     assert choose_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize(("count", "there"), [(1, "is cuda:0"), (3, "are cuda:0 to cuda:2")])
+@pytest.mark.parametrize(
+    ("count", "there"), [(1, "use --device cuda:0, or cpu"), (3, "use --device cuda:0 to cuda:2, or cpu")]
+)
 def test_a_card_that_is_not_there(cards, capsys, count, there):
     cards(count)
     assert there in refused(capsys, f"eig {PROBLEM} --device cuda:{count}")
@@ -158,7 +160,7 @@ def test_a_sweep_deals_the_cards(cards):
 def test_a_mac_has_no_float64(mac):
     assert choose_place("a.py:b", "mps", None) == (torch.device("mps", 0), torch.float32)
     assert choose_device("auto").type != "mps"  # it has to be asked for
-    with pytest.raises(SpectraError, match="`dtype` float64: mps has none; take `dtype` float32"):
+    with pytest.raises(SpectraError, match="`dtype` float64: device mps has no float64; use `dtype` float32"):
         choose_place("a.py:b", "mps", "float64")
     assert devices.device_of_vectors(torch.device("mps", 0)) == torch.device("cpu")
     assert devices.device_of_vectors(torch.device("cuda", 1)) == torch.device("cuda", 1)

@@ -246,7 +246,7 @@ def test_an_adapter_that_fits_two_parts_is_never_placed():
     model = nn.ModuleDict({"student": named("build"), "teacher": named("build")})
     with refused("`checkpoint`", "student., teacher."):
         load_checkpoint(model, "last")
-    with refused("`checkpoint`", "an adapter of fc, which the model has not"):
+    with refused("`checkpoint`", "it adapts fc, which the model does not have"):
         load_checkpoint(nn.ModuleDict({"other": nn.Linear(2, 2)}), "last")
 
 
@@ -369,13 +369,13 @@ def first(held):
 
 
 WRONG = {
-    "another kind": (configured(peft_type="PREFIX_TUNING"), ["kind PREFIX_TUNING", "merge_and_unload"]),
-    "no kind": (configured(peft_type=["LORA"]), ["kind ['LORA']"]),
-    "a start that changes the base": (configured(init_lora_weights="pissa"), ["init_lora_weights pissa"]),
-    "layers over and over": (configured(layer_replication=[[0, 10**9]]), ["layer_replication", "not known here"]),
-    "an option of another version": (configured(use_magic=True), ["use_magic", "not known here"]),
-    "a pattern without end": (configured(alpha_pattern={"(a+)+$": 3}), ["(a+)+$", "take forever"]),
-    "many stars": (configured(rank_pattern={".*.*.*x": 3}), ["take forever"]),
+    "another kind": (configured(peft_type="PREFIX_TUNING"), ["type PREFIX_TUNING", "merge_and_unload"]),
+    "no kind": (configured(peft_type=["LORA"]), ["type ['LORA']"]),
+    "a start that changes the base": (configured(init_lora_weights="pissa"), ["init_lora_weights=pissa"]),
+    "layers over and over": (configured(layer_replication=[[0, 10**9]]), ["unknown option layer_replication"]),
+    "an option of another version": (configured(use_magic=True), ["unknown option use_magic"]),
+    "a pattern without end": (configured(alpha_pattern={"(a+)+$": 3}), ["(a+)+$", "never finish matching"]),
+    "many stars": (configured(rank_pattern={".*.*.*x": 3}), ["never finish matching"]),
     "no JSON": (lambda: Path("last/adapter_config.json").write_text("{'r'"), ["not valid JSON"]),
     "deep JSON": (lambda: Path("last/adapter_config.json").write_text("[" * 100_000), ["not valid JSON"]),
     "another rank": (configured(r=5), ["size mismatch", "`model`"]),
@@ -469,10 +469,10 @@ def test_weights_of_the_base_beside_the_adapter_are_taken():
 
 def test_a_model_that_has_an_adapter_is_no_base():
     expected = adapter("last", named("build"), target_modules=["fc"])
-    with refused("`checkpoint` last", "`model` has one already; name its base"):
+    with refused("`checkpoint` last", "`model` already has one; name the base model"):
         load_checkpoint(expected, "last")
     torch.save(expected.state_dict(), "whole.pt")
-    with refused("`checkpoint` whole.pt", "of a model with a PEFT adapter on it", "save_pretrained"):
+    with refused("`checkpoint` whole.pt", "of a model with a PEFT adapter;", "save_pretrained"):
         load_checkpoint(named("build"), "whole.pt")
     other = adapter("other", named("build"), target_modules=["fc"])
     with torch.no_grad():

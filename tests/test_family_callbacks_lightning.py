@@ -233,7 +233,7 @@ class Stream(torch.utils.data.IterableDataset):
 @pytest.mark.parametrize(
     ("make", "loader", "message"),
     [
-        (Manual, DataLoader(TensorDataset(X, Y), 10), "`loss`: training_step optimizes by itself"),
+        (Manual, DataLoader(TensorDataset(X, Y), 10), "`loss`: training_step runs the optimizer"),
         (Net, DataLoader(Stream(), 10), "`data`: Stream has no length, .*; give `data`, the examples to watch"),
         (Net, Batches(), "`data`: the trainer's loader is a Batches, not a DataLoader; give `data`"),
         (Net, DataLoader(TensorDataset(X[None], Y[None]), None), "`data`: the trainer's loader has no batch size"),

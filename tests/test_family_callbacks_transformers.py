@@ -260,5 +260,5 @@ def test_data_without_a_length_are_a_line_before_training(tmp_path):
 
 
 def test_a_call_that_is_no_trainers(tmp_path):
-    with pytest.raises(SpectraError, match="no Trainer of transformers has called it"):
+    with pytest.raises(SpectraError, match="it was not called by a Trainer of transformers"):
         SpectraCallback(tmp_path, every=2).on_train_begin(None, None, None)

@@ -106,9 +106,9 @@ def test_a_saved_data_set(masks, splits, capfd):
     model = build_model("nets.py:Tagger", 0).double()
     assert found["results"][0]["trace"] == pytest.approx(expected(model), rel=1e-9)
     notes = found["problem"]["notes"]
-    assert "columns that are not taken: text" in notes
+    assert "unused columns: text" in notes
     assert any(note.startswith("rows of tokens are padded to the longest") for note in notes)
-    assert "columns that are not taken: text" in found["err"]
+    assert "unused columns: text" in found["err"]
 
 
 def test_an_object_of_the_package(capfd):
@@ -160,7 +160,7 @@ REFUSED = {
     "split": ("saved?split=train", lambda folder: None, "it holds one data set; leave split out"),
     "option": ("saved?columns=3", lambda folder: None, "has no option columns; its only option is split"),
     "damaged": ("saved", damaged, "it cannot be read (JSONDecodeError"),
-    "files elsewhere": ("saved", elsewhere, "it names files of another folder"),
+    "files elsewhere": ("saved", elsewhere, "it names files in another folder"),
 }
 
 
@@ -185,10 +185,10 @@ def test_splits_that_cannot_be():
 
 def test_columns_that_cannot_be():
     quietly(table(values=[[1.0] * i for i in range(1, 6)]), "uneven")
-    with pytest.raises(SpectraError, match="its column values has rows of 1 to 5 values; give all one length"):
+    with pytest.raises(SpectraError, match=r"rows of different lengths \(1 to 5\); pad or cut them"):
         load_data("uneven", None, 0)
     quietly(datasets.Dataset.from_dict({"a": [1, 2], "b": [1, 2], "label": [0, 1]}), "names")
-    with pytest.raises(SpectraError, match=r"it has columns a, b, label, and the model takes x; rename them"):
+    with pytest.raises(SpectraError, match=r"it has columns a, b, label, but the model takes x; rename them"):
         load_data("names", None, 0, wanted=Wanted(takes=Arguments(("x",), ("x",), False)))
 
 

@@ -152,7 +152,7 @@ def test_a_program_of_one_size_of_batch(capfd):
 def test_files_that_are_no_programs_say_what_they_are(capfd):
     torch.save(net().state_dict(), "weights.pt")
     refused(capfd, "eig --model weights.pt --data points.npz", "holds weights", "--checkpoint")
-    refused(capfd, "eig --model points.npz --data points.npz", "holds no program")
+    refused(capfd, "eig --model points.npz --data points.npz", "does not hold a program")
     refused(capfd, "eig --model absent.pt2 --data points.npz", "no such file")
     save("net.pt2")
     refused(capfd, "eig --model net.pt2?width=3 --data points.npz", "takes no options")

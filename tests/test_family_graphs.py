@@ -326,7 +326,7 @@ def test_graphs_that_change_between_reads_are_refused():
             return changed
 
     for data in (Noisy(), torch.utils.data.Subset(Noisy(), [3, 4])):
-        with pytest.raises(SpectraError, match=r"^`data`: graph 0 of .* came out different when it was read twice"):
+        with pytest.raises(SpectraError, match=r"^`data`: graph 0 of .* is different when it is read again"):
             load_problem(model=built(OfGraphs), data=data, loss=CLASSES)
 
 
@@ -377,7 +377,7 @@ def test_a_transform_is_the_data_sets_own(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(FILE)
     assert run(shlex.split("eig --model net.py:Net --data net.py:graphs --transform net.py:same")) == 2
-    assert "to which no transform is applied here" in capfd.readouterr().err
+    assert "does not apply to graphs" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("model", "data", "examples"), [("Net", "graphs", 8), ("of_nodes", "nodes", 7)])

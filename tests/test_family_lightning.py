@@ -17,7 +17,7 @@ import spectra
 from spectra.cli import run
 from spectra.inputs.hyper_parameters import as_text
 from spectra.inputs.spec import parse_spec, resolve
-from spectra.inputs.weights_alone import FORCED
+from spectra.inputs.weights_only import FORCED
 
 with warnings.catch_warnings(action="ignore"):
     lightning = pytest.importorskip("lightning")

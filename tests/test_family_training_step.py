@@ -181,12 +181,12 @@ def test_in_python(user):
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        ("Trainer", "draw", "training_step is called with a batch alone, without a trainer"),
-        ("Logger", "draw", "training_step is called with a batch alone, without a trainer"),
-        ("Manual", "draw", "training_step is called with a batch alone, without a trainer"),
+        ("Trainer", "draw", "training_step is called with a batch only, without a trainer"),
+        ("Logger", "draw", "training_step is called with a batch only, without a trainer"),
+        ("Manual", "draw", "training_step is called with a batch only, without a trainer"),
         ("Draws", "draw", "its value changes from call to call"),
         ("Nothing", "draw", "without a loss"),
-        ("Pair", "Broken", "its training data cannot be had (FileNotFoundError: points.bin)"),
+        ("Pair", "Broken", "its training data cannot be loaded (FileNotFoundError: points.bin)"),
     ],
 )
 def test_a_line_for_what_cannot_be(model, data, message, capfd):

@@ -168,7 +168,7 @@ def test_a_configuration_of_options_is_drawn_by_the_seed(capfd):
 def test_a_folder_without_weights_is_drawn_by_the_seed_and_says_so(capfd):
     built("gpt2").config.save_pretrained("saved")
     record = eigenvalues(capfd, "--model", "transformers:GPT2LMHeadModel?path=saved", *arguments("gpt2"), "-k", "1")
-    assert record["problem"]["notes"] == ["weights are drawn by the seed: saved holds none"]
+    assert record["problem"]["notes"] == ["weights are random, from the seed: saved holds none"]
     torch.save(built("gpt2").state_dict(), "weights.pt")
     line = ["--model", "transformers:GPT2LMHeadModel?path=saved", "--checkpoint", "weights.pt", *arguments("gpt2")]
     record = eigenvalues(capfd, *line, "-k", "1")
@@ -287,7 +287,7 @@ def test_weights_that_the_models_own_loss_does_not_take(name, capfd):
     status = run(line.split())
     out, err = capfd.readouterr()
     assert (status, out) == (2, "")
-    assert f"the model's own loss takes no {name}; " in err
+    assert f"the model's own loss ignores {name}; " in err
 
 
 def test_tensors_that_are_not_used_are_told(capfd):

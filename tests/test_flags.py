@@ -23,7 +23,7 @@ ALLOWED = {  # whole strings: arguments of programs, command lines, and what sta
     "cluster/distributed.py": ["torchrun --nproc-per-node "],
     "run/loading.py": ["torchrun --nproc-per-node "],
     "inputs/transformers_model.py": [
-        "models are not downloaded: fetch it with `hf download {} --local-dir FOLDER`, and write {}?path=FOLDER"
+        "models are not downloaded here: run `hf download {} --local-dir FOLDER`, and write {}?path=FOLDER"
     ],
 }
 
@@ -94,8 +94,8 @@ def test_names_of_others_are_not_taken_for_arguments():
         (["--params", "`data`"], "--params 'data': matches no parameter"),
         (["--output", "`model`"], "--output 'model': the model's output is one tensor"),
         (["--checkpoint", "`data`"], "--checkpoint 'data': no such file"),
-        (["--checkpoint-key", "`data`"], "--checkpoint-key 'data': there is no --checkpoint"),
-        (["--data", "`data`"], "--data 'data': it names no data"),
+        (["--checkpoint-key", "`data`"], "--checkpoint-key 'data': it needs a --checkpoint"),
+        (["--data", "`data`"], "--data 'data': it is not known data"),
         (
             ["--out", "a/`model`"],
             "--out a/`model`: eig.json in it is a directory; move that away, or choose another --out",

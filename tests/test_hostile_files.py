@@ -209,16 +209,16 @@ def bomb() -> bytes:
 
 
 HOSTILE = {
-    "tuples in tuples.pt": (with_pickle(NESTED), "tuple of tuples"),
-    "doubled tuples.pt": (with_pickle(DOUBLED), "tuple of tuples"),
-    "old tuples.pt": (NESTED, "tuple of tuples"),
+    "tuples in tuples.pt": (with_pickle(NESTED), "a nested tuple that is too deep"),
+    "doubled tuples.pt": (with_pickle(DOUBLED), "a nested tuple that is too deep"),
+    "old tuples.pt": (NESTED, "a nested tuple that is too deep"),
     "old that promises.pt": (OLD.replace(b"K\x05", PROMISE, 1), "400,000,000,000 bytes"),
     "unpacks.pt": (bomb(), "would unpack to"),
     "long header.safetensors": ((10**9).to_bytes(8, "little") + b"{}", "declares 1,000,000,000 bytes"),
     "promises.safetensors": (header(shape=[LYING], data_offsets=[0, 4 * LYING]) + bytes(12), "400,000,000,000 bytes"),
     "offsets.safetensors": (header(data_offsets=[0, 10**400]) + bytes(12), "header is wrong"),
     "shape.safetensors": (header(shape=[-3]) + bytes(12), "header is wrong"),
-    "kind.safetensors": (header(dtype="F3") + bytes(12), "not known"),
+    "kind.safetensors": (header(dtype="F3") + bytes(12), "unknown dtype F3"),
     "deep.safetensors": ((50_000).to_bytes(8, "little") + b"[" * 50_000, "not valid JSON"),
 }
 
@@ -305,7 +305,7 @@ def test_a_large_file_that_is_written_to_meanwhile(monkeypatch):
 
     assert read_checkpoint(path)[0].keys() == {"weight", "bias"}
     monkeypatch.setattr(reading, "_load", load_and_touch)
-    with refused("`checkpoint`", "a.pt", "written to while it was read"):
+    with refused("`checkpoint`", "a.pt", "changed while it was read"):
         read_checkpoint(path)
 
 

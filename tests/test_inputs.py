@@ -312,7 +312,7 @@ def test_malformed_options_are_refused(text):
 @pytest.mark.parametrize(
     ("option", "came", "told"),
     [
-        ("model", 3, "`model` int: names are text"),
+        ("model", 3, "`model` int: expected a name (a string)"),
         ("data", 3, "`data`: int cannot be read as data"),
         ("data", torch.ones(3), "`data`: batch 0 of Tensor is a Tensor"),
         ("data", {"x": 1}, "`data`: dict cannot be read as data"),
@@ -348,7 +348,7 @@ def test_files_of_one_name_in_two_folders_differ(here):
         ("nest.py:build", ["no such file", "did you mean nets.py"]),
         ("absent/nets.py:build", ["no such file", "file.py:name"]),
         ("nets.py:bulid", ["has no bulid", "did you mean build"]),
-        ("nets.py:zzz", ["has no zzz", "there is", "build"]),
+        ("nets.py:zzz", ["has no zzz", "choose from", "build"]),
         ("nets.py", ["write nets.py:name"]),
         ("nets.py:", ["write nets.py:name"]),
         ("folder.py:build", ["folder"]),
@@ -464,7 +464,8 @@ def test_what_the_user_adds_to_the_path_stays_at_its_end_where_all_goes_well(her
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("resnet18", ["torchvision:NAME"]),
+        ("resnet18", ["did you mean torchvision:resnet18?"]),
+        ("resnet_18", ["not a known model", "torchvision:NAME", "file.py:callable"]),
         ("torchvision:resnet81", ["resnet81", "did you mean", "resnet18"]),
         ("torchvision:resnet18?classes=3", ["building it failed", "classes"]),
         ("torchvision:resnet18?weights=IMAGENET1K_V3", ["IMAGENET1K_V3", "did you mean IMAGENET1K_V1"]),
@@ -629,18 +630,21 @@ def test_torchvision_images_become_tensors():
         ("sets.py:endless", ["length", "__len__"]),
         ("sets.py:generator", ["batch 0", "holds no tensor", "list of the examples"]),
         ("sets.py:empty", ["empty"]),
-        ("sets.py:ragged", ["example 0 has x of shape (2, 3), example 2 has x of shape (2, 4);", "`transform`"]),
-        ("sets.py:augmented_torch", ["example 0", "read twice", "augmentation"]),
-        ("sets.py:augmented_random", ["example 0", "read twice", "augmentation"]),
-        ("sets.py:augmented_numpy", ["example 0", "read twice", "augmentation"]),
-        ("sets.py:augmented_shape", ["example 0", "read twice", "augmentation"]),
+        ("sets.py:ragged", ["example 0 has x of shape (2, 3), but example 2 has x of shape (2, 4);", "`transform`"]),
+        ("sets.py:augmented_torch", ["example 0", "is read again", "augmentation"]),
+        ("sets.py:augmented_random", ["example 0", "is read again", "augmentation"]),
+        ("sets.py:augmented_numpy", ["example 0", "is read again", "augmentation"]),
+        ("sets.py:augmented_shape", ["example 0", "is read again", "augmentation"]),
         ("sets.py:alone", ["example 0 is a Tensor", "pair (x, y)"]),
         ("sets.py:three", ["example 0 is a tuple of length 3", "pair (x, y)"]),
         ("sets.py:mapping", ["example 0 is a dict of image, class", "pair (x, y)", "labels or label"]),
         ("sets.py:two_labels", ["example 0 is a dict of x, labels, label"]),
         ("sets.py:only_label", ["example 0 is a dict of label", "pair (x, y)"]),
-        ("sets.py:padded", ["example 0 has x['mask'] of shape (2,), example 1 has x['mask'] of shape (3,);", "pad"]),
-        ("sets.py:uneven_keys", ["example 0 has x['b'] of shape (), example 1 has no more;"]),
+        (
+            "sets.py:padded",
+            ["example 0 has x['mask'] of shape (2,), but example 1 has x['mask'] of shape (3,);", "pad"],
+        ),
+        ("sets.py:uneven_keys", ["example 0 has x['b'] of shape (), but example 1 has nothing more;"]),
         ("sets.py:tokens?text=hello", ["x['text'] holds a str", "leave it out"]),
         ("sets.py:broken", ["example 11", "OSError: disk on fire"]),
         ("sets.py:words", ["x holds a str", "numbers"]),
@@ -654,13 +658,13 @@ def test_torchvision_images_become_tensors():
         ("torchvision:CIFAR10?root=absent", ["RuntimeError", "root=", "download=true"]),
         ("torchvision:ImageFolder?root=absent", ["FileNotFoundError", "for each class"]),
         ("torchvision:FakeData?sice=3", ["sice", "its options are size"]),
-        ("torchvision:FakeData?size=2&transform=none", ["no transform here", "`transform` file.py:name"]),
-        ("torchvision:FakeData?target_transform=int", ["no target_transform here"]),
+        ("torchvision:FakeData?size=2&transform=none", ["transform cannot be given here", "`transform` file.py:name"]),
+        ("torchvision:FakeData?target_transform=int", ["target_transform cannot be given here"]),
         ("absent.safetensors", ["no such file"]),
         ("other.safetensors", ["x and y", "holds labels", "save_file"]),
         ("other.safetensors?x=images", ["takes no options"]),
         ("uneven.safetensors", ["(4, 2)", "(3,)", "length"]),
-        ("text.safetensors", ["damaged, or no safetensors file", "save_file"]),
+        ("text.safetensors", ["damaged, or not a .safetensors file", "save_file"]),
         ("cut.safetensors", ["damaged", "save_file"]),
         ("nan.safetensors", ["x of example 1 is not finite"]),
     ],
@@ -771,9 +775,13 @@ def test_a_folder_named_digits_does_not_hide_the_digits(here):
         (
             {"a": [(4, 4)] * 2, "b": [(4, 5)]},
             "pets",
-            ["example 0", "(3, 4, 4)", "example 2", "one shape", "`transform`"],
+            ["example 0", "(3, 4, 4)", "example 2", "the same shape", "`transform`"],
         ),
-        ({"train": [(2, 2)], "val": [(2, 2)]}, "pets", ["train, val", "no classes", "folder of images for each class"]),
+        (
+            {"train": [(2, 2)], "val": [(2, 2)]},
+            "pets",
+            ["train, val", "not classes", "folder of images for each class"],
+        ),
         ({"a": []}, "pets", ["FileNotFoundError", "folder of images for each class"]),
         ({"a": [(2, 2)]}, "pets/a", ["FileNotFoundError", "folder of images for each class"]),
         ({"a": [(2, 2)]}, "pets?size=3", ["size", "its options are root"]),
@@ -882,8 +890,8 @@ def test_images_become_tensors_where_no_weights_say_how(model):
         ("views.py:double?by=2", ["'by'", "takes no options"]),
         ("views.py:compose?size=2", ["'size'", "takes no options"]),
         ("views.py:build", ["failed on example 0 with ValueError", "transform = NAME(...)"]),
-        ("views.py:build_any", ["gave a Resize for example 0", "transform = NAME(...)"]),
-        ("views.py:fails", ["failed on example 0 with ValueError: no such", "called with x alone"]),
+        ("views.py:build_any", ["returned a Resize for example 0", "transform = NAME(...)"]),
+        ("views.py:fails", ["failed on example 0 with ValueError: no such", "called with x only"]),
     ],
 )
 def test_a_transform_that_cannot_be(here, spec, words):
@@ -894,9 +902,9 @@ def test_a_transform_that_cannot_be(here, spec, words):
 @pytest.mark.parametrize(
     ("data", "transform", "words"),
     [
-        ("sets.py:squares", "views.py:noisy", ["read twice", "`transform` views.py:noisy"]),
-        ("digits", "views.py:noisy", ["read twice", "`transform` views.py:noisy"]),
-        ("sets.py:squares", "views.py:words", ["x holds a str", "as `transform` views.py:words has to"]),
+        ("sets.py:squares", "views.py:noisy", ["is read again", "`transform` views.py:noisy"]),
+        ("digits", "views.py:noisy", ["is read again", "`transform` views.py:noisy"]),
+        ("sets.py:squares", "views.py:words", ["x holds a str", "also from `transform` views.py:words"]),
         ("torchvision:FakeData?size=2", "views.py:same", ["Image", "tensors", "`transform`"]),
         ("sets.py:ragged", "views.py:double", ["(2, 3)", "(2, 4)", "`transform`"]),
     ],
@@ -967,7 +975,7 @@ def test_options_of_the_named_losses():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("crossentropy", ["did you mean cross_entropy", "file.py:function"]),
+        ("crossentropy", ["did you mean cross_entropy", "file.py:name"]),
         ("losses.py", ["write losses.py:name"]),
         ("losses.py:NUMBER", ["got int", "(output, target)"]),
         ("losses.py:powered?pover=3", ["'pover'", "its options are power, scale"]),
@@ -983,11 +991,11 @@ def test_options_of_the_named_losses():
         ("mse?reduction=batchmean", ["reduction is 'batchmean'", "mean, sum"]),
         ("bce_with_logits?pos_weight=-3", ["pos_weight is -3", ">= 0"]),
         ("bce_with_logits?weight=a", ["weight is 'a'", ">= 0"]),
-        ("mse?beta=3", ["no option beta", "there is reduction"]),
+        ("mse?beta=3", ["no option beta", "choose from reduction"]),
         ("huber?delta=0", ["delta is 0", "above 0"]),
         ("smooth_l1?beta=true", ["beta is True", "above 0"]),
         ("poisson_nll?log_input=1", ["log_input is 1", "true or false"]),
-        ("nll?label_smoothing=0.1", ["no option label_smoothing", "there is class_dim, ignore_index"]),
+        ("nll?label_smoothing=0.1", ["no option label_smoothing", "choose from class_dim, ignore_index"]),
         ("kl_div?weight=1,2", ["no option weight", "log_target"]),
         ("cross_entropy?smoothing=0.1", ["no option smoothing", "label_smoothing"]),
         ("cross_entropy?class_dim=2", ["class_dim is 2", "-1"]),
@@ -1073,7 +1081,7 @@ def test_labels_that_are_not_shifted_are_noted(language, data, what):
     loaded = language(data)
     (note,) = loaded.record.notes
     assert loaded.told == (note,)  # before the work
-    assert note.startswith(f"y equals {what} at every position: ")
+    assert note.startswith(f"y equals {what} at all positions: ")
     assert "shift them in the data" in note
 
 

@@ -660,7 +660,7 @@ def test_what_builders_make_is_the_plain_model(name, tmp_path, monkeypatch):
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)  # PyTorch renormalises in float32, to 1e-7 less
     renormalised = "max_norm" in name
     assert (
-        found.record.notes == ["Embedding '0': 4 of 5 rows are shortened to max_norm=1, all then fixed"] * renormalised
+        found.record.notes == ["Embedding '0': 4 of 5 rows were cut to max_norm=1, then it was disabled"] * renormalised
     )
 
 

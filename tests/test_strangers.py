@@ -151,7 +151,7 @@ def test_builders_of_the_standard_library_are_never_called(spec, how, refused):
     Path("nets.py").write_text(NETS.replace('Path("ran").touch()', ""))
     Path("run.toml").write_text(f"model = {json.dumps(spec)}\n")
     line = ["--model", spec] if how == "typed" else ["--trust", "--config", "run.toml"]
-    refused(["eig", *line, "--data", "points.npz"], "--model", "comes with Python itself")
+    refused(["eig", *line, "--data", "points.npz"], "--model", "belongs to Python's standard library")
 
 
 def test_a_toml_file_names_its_neighbours(refused, capfd):
@@ -185,8 +185,8 @@ def test_modules_that_are_installed_lie_beside(tmp_path):
     ("spec", "fragment"),
     [
         ("../nets.py:build", "--trust"),
-        ("os:system?command=touch ran", "comes with Python"),
-        (str(Path(os.__file__)) + ":mkdir", "comes with Python"),
+        ("os:system?command=touch ran", "belongs to Python's standard library"),
+        (str(Path(os.__file__)) + ":mkdir", "belongs to Python's standard library"),
     ],
 )
 def test_a_plan_names_its_neighbours(spec, fragment, refused):

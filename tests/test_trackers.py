@@ -329,8 +329,8 @@ def test_collect_tells_a_tracker_of_a_package(kind, plan, drawn, monkeypatch):
     ("spec", "message"),
     [
         ("wandb:spectra", "the package wandb is not installed"),
-        ("tensorboard:", "it names no place; write tensorboard:DIR"),
-        ("trackio", "it names no place; write trackio:PROJECT"),
+        ("tensorboard:", "the directory is missing; write tensorboard:DIR"),
+        ("trackio", "the project is missing; write trackio:PROJECT"),
         ("mine.py:nothing", "--log: int is not a tracker"),
         ("mine.py:other", "mine.py has no other"),
         ("mine.py:fails", "--log mine.py:fails: it failed with ConnectionError: no route"),

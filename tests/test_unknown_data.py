@@ -9,15 +9,15 @@ from spectra.inputs.data import load_data
 
 TOLD = {
     "corpus.txt": "write text:corpus.txt?length=256",
-    "rows.jsonl": ".jsonl files are not read; write a function that reads it",
-    "points.npy": ".npy files are not read; save its arrays x and y with numpy.savez, or write a function",
+    "rows.jsonl": ".jsonl files are not supported; write a function that reads it",
+    "points.npy": ".npy files are not supported; save its arrays x and y with numpy.savez, or write a function",
     "digits/val/zero/1.png": "it is one image; name the folder that holds a folder of images for each class",
     "digit/val": "did you mean digits/val?",
     "digits/vall": "did you mean digits/val?",
     "digits/val/none": "there is no none in ",
     "none/of/these": "there is no none in ",
     "cifar10": "did you mean torchvision:CIFAR10?root=FOLDER?",
-    "nonsense": "it names no data; write digits, text:FILE?length=256, a file.npz",
+    "nonsense": "it is not known data; write digits, text:FILE?length=256, a file.npz",
 }
 
 

@@ -1,4 +1,4 @@
-"""Turn what a user names on the command line into objects: model, checkpoint, data, loss.
+"""Build the model, checkpoint, data and loss that a user names on the command line or gives in Python.
 
 This is the only package that imports torchvision, transformers and timm, each only when a name asks for it.
 """

@@ -1,8 +1,8 @@
-"""Make batches of what a loader or a user's collate_fn gives; choose examples of them, and cut them anew.
+"""Make batches from the items of a loader or of a user's collate_fn, choose examples, and change the batch size.
 
-A batch is a tree whose tensors have one first dimension, that of the examples; or it has lists of one entry an example,
-as images of different sizes. PyTorch's loaders give tuples as lists, and collate functions give lists as tuples: which
-of them hold examples is seen by their lengths.
+A batch is a tree of tensors with the examples in the first dimension, or of lists with one entry for each example, such
+as images of different sizes. Loaders turn tuples into lists, and collate functions may turn lists into tuples, so the
+lengths decide which of them hold examples.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,54 +23,56 @@ from spectra.wording import counted
 
 Collate = Callable[[list[Any]], Any]
 READ_TWICE = 8  # examples read a second time, to catch augmentation
-UNCUT = 256  # examples in a batch that a collate_fn makes and that cannot be cut, where no size is given
+UNCUT = 256  # default number of examples in a batch that a collate_fn makes and that cannot be cut
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Examples in the batches in which they came, and what the user should know of the reading."""
+    """Examples in the batches of their loader, with notes for the user on how they were read."""
 
     batches: list[Batch]
     notes: tuple[str, ...] = ()
-    transform: str | None = None
+    transform: str | None = None  # description of the transform of every x
 
     def __len__(self) -> int:
         return sum(map(len, self.batches))
 
     def cut(self, size: int) -> list[Batch]:
-        """The batches as they are, whatever the size."""
+        """Return the batches unchanged; `size` is ignored."""
         return self.batches
 
 
 def batch_of(item: Any, indices: Tensor | None, first: int, wanted: Wanted, what: str, name: str) -> Batch:
-    """The batch that an item of a loader is.
+    """Convert an item of a loader to a batch.
 
     Args:
-        indices: those of its examples in the data set; None where they are not known: it is numbered from `first`.
-        what: the item in messages. name: the data in messages.
+        item: the item.
+        indices: the indices of its examples in the data set; None where they are unknown.
+        first: the index of its first example where indices are unknown.
+        wanted: how it is divided into inputs and targets.
+        what: the name of the item in messages.
+        name: the name of the data in messages.
 
     Raises:
-        SpectraError: it is of another form, or holds numbers that are not finite.
+        SpectraError: it has another form, or holds numbers that are not finite.
     """
     try:
         inputs, targets, count = arranged(item, wanted)
     except Undivided:
-        text = f"is a {type(item).__name__}; every batch has to be {pair_wanted()}"
+        text = f"is a {type(item).__name__}, but every batch has to be {pair_wanted()}"
         raise SpectraError(f"`data`: {what} {text}") from None
     except (ValueError, TypeError) as error:
         raise SpectraError(f"`data`: {what} cannot be read ({describe(error)}); give tensors") from error
     refuse_uncountable((inputs, targets), what)
     sizes = [len(leaf) for leaf in tensors_of(inputs) if leaf.ndim]
-    if not count and wanted.whole and sizes:  # tensors that belong together, and are not cut
+    if not count and wanted.whole and sizes:  # tensors of different lengths, one batch that is not cut
         count = max(sizes) if indices is None else len(indices)
     if not count:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tensors_of((inputs, targets)) if leaf.ndim)
         if not shapes:
-            text = "holds no tensor of examples; give batches of tensors, or a list of the examples"
+            text = "holds no tensors; give batches of tensors, or a list of the examples"
             raise SpectraError(f"`data`: {what} {text}")
-        raise SpectraError(
-            f"`data`: x and y of {what} have shapes {shapes}; give them one and the same first dimension"
-        )
+        raise SpectraError(f"`data`: x and y of {what} have shapes {shapes}; give them the same first dimension")
     if indices is None or len(indices) != count:
         indices = torch.arange(first, first + count)
     inputs, targets = tree_map(ordinary, widened((inputs, targets)))
@@ -81,9 +83,9 @@ def batch_of(item: Any, indices: Tensor | None, first: int, wanted: Wanted, what
 
 
 def arranged(item: Any, wanted: Wanted) -> tuple[Any, Any, int]:
-    """The inputs and targets of a batch, with a list wherever entries are examples, and the number of examples.
+    """Return the inputs and targets of a batch, with lists where entries are examples, and the number of examples.
 
-    It is 0 where it cannot be told. Raises Undivided.
+    The number is 0 where it is not clear. Raises Undivided.
     """
     inputs, targets = tree_map(as_tensor, divided(item, wanted))
     sizes = {len(leaf) for leaf in tensors_of((inputs, targets)) if leaf.ndim}
@@ -102,7 +104,7 @@ def arranged(item: Any, wanted: Wanted) -> tuple[Any, Any, int]:
 
 
 def is_list_of_examples(item: Any) -> bool:
-    """Whether a batch is a list of examples, as a collate_fn that changes nothing gives it: containers of one form."""
+    """Whether a batch is a list of examples of one form, as an identity collate_fn returns it."""
     if not isinstance(item, list) or not all(isinstance(entry, Mapping | tuple | list) for entry in item):
         return False
     if all(isinstance(entry, Mapping) for entry in item):
@@ -111,7 +113,7 @@ def is_list_of_examples(item: Any) -> bool:
 
 
 def lengths(parts: Iterable[Any]) -> set[int]:
-    """The lengths of tensors and tuples; none where there is a mapping among them."""
+    """Return the lengths of tensors and tuples; none if a mapping is among them."""
     parts = list(parts)
     if any(isinstance(part, Mapping) for part in parts):
         return set()
@@ -119,26 +121,26 @@ def lengths(parts: Iterable[Any]) -> set[int]:
 
 
 def children(tree: Any) -> list[Any]:
-    """The entries of a tree at its first level."""
+    """Return the entries of a tree at its first level."""
     if isinstance(tree, Mapping):
         return list(tree.values())
     return list(tree) if isinstance(tree, tuple) else [tree]
 
 
 def with_children(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """The tree with the function applied to its entries at the first level."""
+    """Apply a function to the entries of a tree at its first level."""
     if isinstance(tree, Mapping):
         return {key: function(value) for key, value in tree.items()}
     return tuple_like(tree, map(function, tree)) if isinstance(tree, tuple) else function(tree)
 
 
 def listed(part: Any) -> Any:
-    """A tuple whose entries are examples as a list; anything else as it is."""
+    """Convert a tuple of examples to a list; return anything else unchanged."""
     return list(part) if isinstance(part, tuple) else part
 
 
 def words_listed(tree: Any, count: int) -> Any:
-    """The tree with its tuples of `count` strings as lists, since they are of one example each."""
+    """Convert tuples of `count` strings in a tree to lists, since they hold one string for each example."""
     if isinstance(tree, tuple) and len(tree) == count and all(isinstance(entry, str) for entry in tree):
         return list(tree)
     if isinstance(tree, tuple | Mapping):
@@ -147,7 +149,7 @@ def words_listed(tree: Any, count: int) -> Any:
 
 
 def refuse_uncountable(trees: Any, what: str) -> None:
-    """Raise SpectraError where a batch holds an object of which nobody knows what its examples are."""
+    """Raise SpectraError where a batch holds an object that cannot be split into examples."""
     for _, leaf, place in leaves_of(trees, "x"):
         if not isinstance(leaf, (Tensor, *CONSTANTS)) and place is None:
             text = f"holds a {type(leaf).__name__}, which cannot be split into examples"
@@ -155,15 +157,15 @@ def refuse_uncountable(trees: Any, what: str) -> None:
 
 
 def ordinary(leaf: Any) -> Any:
-    """A tensor that may take part in derivatives: a copy where it was made under torch.inference_mode()."""
+    """Copy a tensor that was made under torch.inference_mode(), which has no derivatives; else return the leaf."""
     return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
 
 def chosen(batches: Sequence[Batch], samples: int, seed: int) -> list[Batch]:
-    """Choose `samples` examples by the seed, and leave them in their batches. Raises SpectraError."""
+    """Choose `samples` examples with the seed, and keep them in their batches. Raises SpectraError."""
     total = sum(map(len, batches))
     if not 1 <= samples <= total:
-        raise SpectraError(f"`samples`: {samples} of {total} examples; choose from 1 to {total}")
+        raise SpectraError(f"`samples` {samples}: the data have {counted(total, 'example')}; choose from 1 to {total}")
     places = torch.cat([batch.indices for batch in batches]).argsort(stable=True)  # in the order of the data set
     picked = places[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:samples]].sort().values
     found, first = [], 0
@@ -176,7 +178,7 @@ def chosen(batches: Sequence[Batch], samples: int, seed: int) -> list[Batch]:
 
 
 def recut(batches: Sequence[Batch], size: int) -> list[Batch]:
-    """The examples in their order, in batches of `size`. Raises SpectraError where they cannot be joined."""
+    """Cut the examples, in their order, into batches of `size`. Raises SpectraError where they cannot be joined."""
     from spectra.curvature.engine.batches import joined
 
     try:
@@ -184,11 +186,11 @@ def recut(batches: Sequence[Batch], size: int) -> list[Batch]:
         return [whole.part(slice(first, first + size)) for first in range(0, len(whole), size)]
     except Exception as error:
         text = f"the batches cannot be joined ({describe(error)})"
-        raise SpectraError(f"`batch_size`: {text}; leave it out, so that they stay as they are") from error
+        raise SpectraError(f"`batch_size` {size}: {text}; leave `batch_size` out to keep them") from error
 
 
 def own_collate(data: Any) -> Collate | None:
-    """The function `collate_fn` of a data set, or of that whose subset it is; None where it has none."""
+    """Return the `collate_fn` of a data set, or of the data set that a Subset wraps; None without one."""
     found = getattr(data, "collate_fn", None)
     if found is None and isinstance(data, Subset):
         return own_collate(data.dataset)
@@ -198,9 +200,9 @@ def own_collate(data: Any) -> Collate | None:
 def collated(
     raw: Callable[[int], Any], indices: Tensor, collate: Collate, wanted: Wanted, batch_size: int | None, name: str
 ) -> list[Batch]:
-    """The batches that a user's collate_fn makes of the items `raw(i)`.
+    """Make batches of the items `raw(i)` with a user's collate_fn.
 
-    They have `batch_size` examples; without a size all are in one, unless that cannot be cut. Raises SpectraError.
+    They have `batch_size` examples. Without it, there is one batch, unless it cannot be cut. Raises SpectraError.
     """
 
     def called(items: list[Any]) -> Any:
@@ -211,14 +213,14 @@ def collated(
             raise SpectraError(f"`data` {name}: {text}") from error
 
     def made(items: list[Any], places: Tensor) -> Batch:
-        what = f"what its collate_fn gives for {counted(len(items), 'example')}"
+        what = f"the output of its collate_fn for {counted(len(items), 'example')}"
         return batch_of(called(items), places, 0, wanted, what, name)
 
     items = [raw(index) for index in indices.tolist()]
     again = [raw(index) for index in indices[:READ_TWICE].tolist()]
     one, two = (tree_map(as_tensor, plain(called(few))) for few in (items[:READ_TWICE], again))
     if not same(one, two):
-        text = "its first examples came out different when they were read twice; switch random augmentation off"
+        text = "its first examples are different when they are read again; switch random augmentation off"
         raise SpectraError(f"`data` {name}: {text} in it and in its collate_fn")
     if batch_size is None:
         whole = made(items, indices)

@@ -1,4 +1,4 @@
-"""The `checkpoint` option: load weights from an untrusted file into a model, all of them or none."""
+"""The `checkpoint` option: load all weights in an untrusted file into a model, or leave the model unchanged."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spectra.inputs.adapter import load_adapter, stored_values
 from spectra.inputs.checkpoint_file import OPTION, RESAVE, read_checkpoint
 from spectra.inputs.checkpoint_folder import adapter_of
-from spectra.inputs.foreign import ADAPTED, ADAPTER, is_adapter, quantised
+from spectra.inputs.foreign_formats import ADAPTED, ADAPTER, is_adapter, quantised
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import (
     Match,
@@ -34,28 +34,30 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load the weights in `path` into `model`, in place and strictly, or leave it unchanged and raise.
 
-    An adapter is put on the model, see `spectra.inputs.adapter.load_adapter`.
+    A PEFT adapter is added to the model (`spectra.inputs.adapter.load_adapter`).
 
     Args:
-        alone: whether an adapter freezes the parameters of the model that it is put on.
-        key: where the weights are, if several would do: the dotted key of a state dict in the file, a prefix of its
-            names, or one after the other: `model`, `ema_model`, `state_dict.ema_model`.
+        model: the model.
+        path: the file or folder.
+        key: selects one of several sets of weights: the dotted key of a state dict in the file, a prefix of its
+            names, or both joined: `model`, `ema_model`, `state_dict.ema_model`.
+        alone: whether an adapter freezes the parameters of its base model.
 
     Returns:
-        `path` as given; `key` of the state dict in the file (None for a bare one), `prefix` that was before its
-        names (None without one), and `added` to them, where all of the model's begin with it; `sha256` of the file
-        (of an index: of the lines `sha256sum INDEX SHARD ...` writes in its folder, shards sorted); number of
-        `tensors` loaded; names of that state dict that were `ignored`, being outside of the prefix, sorted; `dtypes`
-        of floating tensors as stored, sorted; `adapter`, its kind, and
-        `adapter_parameters`, their number, both None for whole weights.
+        A mapping with these entries. `path`: as given. `key`: of the state dict in the file; None for a bare one.
+        `prefix`: removed from the names in the file, or None. `added`: prefix added to them, or None. `sha256`: of the
+        file; for an index, of the lines that `sha256sum INDEX SHARD ...` writes in its folder, shards sorted.
+        `tensors`: the number of tensors loaded. `ignored`: sorted names in the state dict outside the prefix. `dtypes`:
+        sorted, of floating tensors in the file. `adapter` and `adapter_parameters`: the kind of an adapter and the
+        number of its parameters; None for other weights.
 
     Raises:
-        SpectraError: the file cannot be read, holds code, holds no state dict or several, differs from the
-            model in keys, shapes or kind of number, or holds values that are not finite.
+        SpectraError: the file cannot be read, holds code, holds no state dict or several, differs from the model in
+            keys, shapes or kind of number, or holds values that are not finite.
     """
     if adapter := adapter_of(Path(path)):
         if key is not None:
-            raise input_error(KEY_OPTION, key, f"{path} is an adapter, which has no entries; leave it out")
+            raise input_error(KEY_OPTION, key, f"{path} is an adapter, which has no keys; leave {KEY_OPTION} out")
         return load_adapter(model, *adapter, alone) | {"path": str(path)}
     content, digest = read_checkpoint(path)
     states, wanted = _state_dicts(content, path), Wanted.of(model)
@@ -69,7 +71,7 @@ def load_checkpoint(
         text = f"its weights are quantised ({some(strange[:1])}); name the original weights"
         raise input_error(OPTION, path, f"{text}, or save them dequantised, as floating-point numbers")
     if (known := versions(stored, match, wanted)) is not None:
-        setattr(state, "_metadata", known)  # noqa: B010, as Module.state_dict leaves it there
+        setattr(state, "_metadata", known)  # noqa: B010, as Module.state_dict does
     _load(model, state, path)
     tensors = [value for value in state.values() if isinstance(value, Tensor)]
     return {
@@ -87,9 +89,9 @@ def load_checkpoint(
 
 
 def read_parameters(path: str | Path, shapes: Mapping[str, Sequence[int]], key: str | None = None) -> dict[str, Tensor]:
-    """The tensors in `path` of a model of which only names and shapes of parameters are known, in their order.
+    """Read the parameters with these names and shapes from `path`, in the order of `shapes`, without a model.
 
-    Raises SpectraError as `load_checkpoint` does, for these parameters.
+    Raises SpectraError as `load_checkpoint` does, for these parameters only.
     """
     if adapter := adapter_of(Path(path)):
         return _of_shapes(stored_values(read_checkpoint(adapter[1])[0], shapes), shapes, path)
@@ -103,41 +105,44 @@ def read_parameters(path: str | Path, shapes: Mapping[str, Sequence[int]], key: 
 def _of_shapes(held: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], path: str | Path) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         if not isinstance(held.get(name), Tensor) or tuple(held[name].shape) != tuple(shape):
-            raise input_error(OPTION, path, f"{quoted(name, SHORT)} of shape {tuple(shape)} is missing; check the path")
+            text = (
+                f"parameter {quoted(name, SHORT)} of shape {tuple(shape)} is missing; name a checkpoint of this model"
+            )
+            raise input_error(OPTION, path, text)
     return {name: held[name] for name in shapes}
 
 
 def _state_dicts(content: Any, path: str | Path) -> dict[str | None, Mapping]:
-    """Dotted keys of the state dicts in a file, None for a bare one."""
+    """Return the state dicts in a file by their dotted keys, None for a bare one."""
     if not isinstance(content, Mapping):
-        text = f"it holds an object of type {type(content).__name__}, no state dict; save one with {RESAVE}"
+        text = f"it holds an object of type {type(content).__name__}, not a state dict; save one with {RESAVE}"
         raise input_error(OPTION, path, text)
     found: dict[str | None, Mapping] = {None: content} if is_state_dict(content) else dict(state_dicts(content))
     if not found:
         holds = some([f"{name} ({type(value).__name__})" for name, value in content.items()]) or "nothing"
-        raise input_error(OPTION, path, f"no state dict in it, it holds {holds}; save one with {RESAVE}")
+        raise input_error(OPTION, path, f"it has no state dict, it holds {holds}; save one with {RESAVE}")
     return found
 
 
 def _choose(states: Mapping[str | None, Mapping], wanted: Wanted, path: str | Path, key: str | None) -> Match:
-    """The one way to read the file as the model's weights."""
+    """Choose the best match of the file with the model. Raises SpectraError where it is not unique."""
     names = {where: _named(where, state, key) for where, state in states.items()}
     found = [match for where, under in names.items() if under for match in matches(where, under, wanted)]
     if not found:
         there = [match.where for where, state in states.items() for match in matches(where, state, wanted)]
-        way_out = f"there is {some(there)}" if any(there) else f"leave {KEY_OPTION} out"
-        raise input_error(KEY_OPTION, key, f"no names under that key in {path}; {way_out}")
+        way_out = f"choose from {some(there)}" if any(there) else f"leave {KEY_OPTION} out"
+        raise input_error(KEY_OPTION, key, f"{path} has no names under this key; {way_out}")
     most = max(match.share for match in found)
     best = [match for match in found if match.share == most]
     if len(found) == 1 or (len(best) == 1 and most > 0.5):
         return best[0]
     several = some([match.where for match in (best if most > 0.5 else found)])
-    kind = "several state dicts in it would do" if most > 0.5 else "several state dicts in it, none like the model"
+    kind = "several state dicts in it fit the model" if most > 0.5 else "none of its state dicts fits the model"
     raise input_error(OPTION, path, f"{kind}: {several}; choose one with {KEY_OPTION}")
 
 
 def _named(where: str | None, state: Mapping, key: str | None) -> list[str]:
-    """The names of a state dict that a key stands for: all of them, or those that begin as it ends."""
+    """Return the names of a state dict under a key, which may be that of the state dict and a prefix of names."""
     start = f"{where}." if where else ""
     return [name for name in state if key is None or f"{start}{name}".startswith(f"{key}.")]
 
@@ -163,13 +168,13 @@ def _restore(model: nn.Module, before: Mapping[str, Tensor]) -> None:
 
 
 def _uncopyable(state: Mapping[str, Any], built: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that torch would not copy, or only by losing what its numbers mean."""
+    """Describe the first tensor that torch cannot copy, or could copy only by changing its values; None if all can."""
     for name, value in state.items():
         if name not in built or not isinstance(value, Tensor):
             continue
         integers = built[name].is_floating_point() and not (value.is_floating_point() or value.is_complex())
         if integers:
-            text = "quantised or counted; save the weights as floating numbers, dequantised"
+            text = "perhaps quantised; save the weights dequantised, as floating-point numbers"
         elif value.is_complex() and not built[name].is_complex():
             text = "complex; check `model` and its options"
         elif value.layout is not torch.strided or value.is_meta or value.is_nested:
@@ -186,17 +191,17 @@ def _kind(value: Tensor) -> str:
 
 
 def _try_loading(model: nn.Module, state: Mapping[str, Any], before: dict[str, Tensor]) -> str | None:
-    """Load the weights, and return what is wrong with them, or None.
+    """Load the weights, and return a description of what is wrong with them, or None.
 
-    Torch decides: hooks of a layer may rename old keys.
+    Torch compares the keys, since hooks of a layer may rename old ones.
     """
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except Exception as error:
         wanted = model.state_dict().keys()
         missing, unexpected = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
-        last = " ".join(str(error).split("\n")[-1].split())  # torch's first line says no more than that it failed
-        text = differences(before, state, missing, unexpected) or f"{type(error).__name__} while loading it: {last}"
+        last = " ".join(str(error).split("\n")[-1].split())  # torch's first line only says that it failed
+        text = differences(before, state, missing, unexpected) or f"loading failed with {type(error).__name__}: {last}"
         return f"{text}; check `model` and its options"
     tied = _tied(model, state)
     missing = [name for name in missing if name not in tied]
@@ -205,11 +210,11 @@ def _try_loading(model: nn.Module, state: Mapping[str, Any], before: dict[str, T
     for name, value in model.state_dict().items():
         if name in before and not _as_finite(value, before[name]):
             shown = quoted(name, SHORT)
-            return f"{shown} holds values that are not finite; take a checkpoint from before the run diverged"
+            return f"{shown} holds values that are not finite; use an earlier checkpoint"
     for one, two in tied.items():
         if one in state and not torch.equal(state[one].to(before[one]), state[two].to(before[one])):
             both = f"{quoted(one, SHORT)} and {quoted(two, SHORT)}"
-            return f"{both} differ in it, but are one tensor in the model; check `model`"
+            return f"{both} differ in the checkpoint, but are one tied tensor in the model; check `model`"
     return None
 
 
@@ -220,7 +225,7 @@ def _as_finite(loaded: Tensor, built: Tensor) -> bool:
 
 
 def _tied(model: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
-    """Names in the model whose tensor has another name in `state` (safetensors keeps one), to that name."""
+    """Map names in the model to the other name under which `state` has the tied tensor (safetensors keeps only one)."""
     named = tensors_of(model)
     stored = {tensor: name for name, tensor in named.items() if name in state}
     return {name: stored[tensor] for name, tensor in named.items() if stored.get(tensor, name) != name}

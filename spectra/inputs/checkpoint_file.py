@@ -1,8 +1,8 @@
 """Read untrusted files of weights without running anything in them.
 
-Torch reads its own with `weights_only=True`. What usually lies beside the weights (hyper-parameters, paths, NumPy
-numbers) is not rebuilt at all: an inert stand-in takes its place. An index (`*.index.json`, as Hugging Face writes)
-names the shards that lie beside it, and nothing elsewhere. Of a folder that part is read which is the weights.
+Torch files are read with `weights_only=True`. Other objects that are often saved with weights (hyper-parameters, paths,
+NumPy numbers) are replaced by inert stand-ins. An index (`*.index.json`, as Hugging Face writes it) may name only
+shards in its own folder. In a folder, the files of weights are found by their names.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from spectra.errors import describe
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
 from spectra.inputs.checkpoint_folder import ADAPTER_CONFIG, METADATA, inside, is_checkpoint, parts, sha256, together
 from spectra.inputs.distributed_checkpoint import Code, read_distributed
-from spectra.inputs.foreign import RESAVE, folders, formats
+from spectra.inputs.foreign_formats import RESAVE, folders, formats
 from spectra.inputs.pickles import fault
 from spectra.inputs.safetensors_file import Damaged, read_safetensors
 from spectra.inputs.spec import SHORT, input_error
@@ -36,12 +36,12 @@ from spectra.quoting import quoted
 
 OPTION = "`checkpoint`"
 HELD = 2**28  # bytes of a file that is read into memory whole; a larger one is watched for changes
-# In a folder of weights: one shard of several, and what Hugging Face's Trainer writes beside them.
+# Files in a folder of weights that are not a whole model: shards, and other files of Hugging Face's Trainer.
 NO_WHOLE_MODEL = re.compile(r"-\d+-of-\d+\.|optim|scheduler|scaler|rng_state|training_args")
 
 
 class Ignored:
-    """A stand-in for whatever lies beside the weights, which does nothing with what it is given."""
+    """A stand-in for an object saved with the weights, which ignores its arguments and state."""
 
     def __new__(cls, *_args: Any) -> "Ignored":
         return object.__new__(cls)
@@ -52,19 +52,19 @@ class Ignored:
 
 
 class NumPyArray(Ignored):
-    """A stand-in for an array, of its own class because errors name the class."""
+    """A stand-in for an array, a class of its own because messages name the class."""
 
 
 def _plain_dict(*_factory: Any) -> dict:
     return {}
 
 
-# The real classes would be less safe: a forged state of numpy.dtype, for one, can make bytes into pointers.
+# The real classes are less safe: a forged state of numpy.dtype, for example, can turn bytes into pointers.
 PATHS = ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 NUMPY = [f"{module}.multiarray" for module in ("numpy.core", "numpy._core")]  # _core: NumPy 2
 BESIDE_WEIGHTS = [
     "argparse.Namespace",
-    *(f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "bool")),  # of a defaultdict
+    *(f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "bool")),  # factories of a defaultdict
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in PATHS),  # _local: Python 3.13
     *(f"{module}.scalar" for module in NUMPY),
     "numpy.dtype",
@@ -75,7 +75,7 @@ STAND_INS = [
     *((NumPyArray, f"{module}._reconstruct") for module in NUMPY),
     *((Ignored, name) for name in BESIDE_WEIGHTS),
 ]
-# Whose objects Lightning and Hydra leave in hyper-parameters and callbacks.
+# Packages with objects that Lightning and Hydra save in hyper-parameters and callbacks.
 PACKAGES = (
     *("lightning.", "lightning_fabric.", "pytorch_lightning.", "torchmetrics.", "omegaconf."),
     *("datetime.", "enum.", "functools.", "typing."),
@@ -85,12 +85,12 @@ PACKAGES = (
 def read_checkpoint(path: str | Path) -> tuple[Any, str]:
     """Read a file or folder of weights, and return its content and its SHA-256.
 
-    The content of a torch file is whatever was saved; that of safetensors and of an index maps names to tensors; that
-    of a folder of torch.distributed.checkpoint is the saved mapping. The SHA-256 of several files is that of the lines
-    `sha256sum INDEX SHARD ...` writes in their folder, shards sorted.
+    The content is the saved object for a torch file, a mapping from names to tensors for safetensors and an index, and
+    the saved mapping for a folder of torch.distributed.checkpoint. The SHA-256 of several files is that of the lines
+    that `sha256sum INDEX SHARD ...` writes in their folder, shards sorted.
 
     Raises:
-        SpectraError: the file or a shard cannot be read, holds code, or is no such file.
+        SpectraError: the file or a shard cannot be read, holds code, or has another format.
     """
     file = Path(path)
     try:
@@ -105,38 +105,38 @@ def read_checkpoint(path: str | Path) -> tuple[Any, str]:
         raise input_error(OPTION, path, "no such file; check the path") from None
     except OSError as error:
         reason = error.strerror or describe(error)
-        raise input_error(OPTION, path, f"{reason}; check the path and the rights") from error
+        raise input_error(OPTION, path, f"{reason}; check the path and its permissions") from error
 
 
 def weights_in(folder: Path) -> Path:
-    """The file or folder to read where a folder is named. Raises SpectraError where that is not clear, and OSError."""
+    """Find the file or folder of weights in a named folder. Raises SpectraError where it is not unique, and OSError."""
     found = inside(folder)
     if len(found) == 1 and found[0].name != ADAPTER_CONFIG:
         return found[0]
     if len(found) > 1:
         names = [str(path.relative_to(folder)) for path in found]
-        raise input_error(OPTION, folder, f"it holds {some(names)}; name one of them, as {found[0]}")
+        raise input_error(OPTION, folder, f"it holds {some(names)}; name one of them, such as {found[0]}")
     if text := folders(folder):
         raise input_error(OPTION, folder, text)
     raise input_error(OPTION, folder, f"it is a folder; {_way_in(folder)}")
 
 
 def _read_folder(folder: Path) -> tuple[Any, str]:
-    """A folder of torch.distributed.checkpoint."""
+    """Read a folder of torch.distributed.checkpoint. Raises SpectraError, and OSError."""
     try:
         return read_distributed(folder)
     except Code as error:
-        text = f"its {METADATA} holds {error}, which could run code, so it was not run; save it again where it was made"
+        text = f"its {METADATA} holds {error}, which could run code, so it was not run; save it again"
         raise input_error(OPTION, folder, text) from None
     except Damaged as error:
         raise input_error(OPTION, folder, f"it is cut off or damaged: {error}; copy or save it again") from None
 
 
 def read_entries(path: str | Path) -> Any:
-    """Read a file of torch's lazily, to look at what lies beside the weights.
+    """Read a torch file lazily, to look at other entries than the weights.
 
-    An archive is mapped into memory, so that numbers are read only where they are looked at; files of the old format
-    are read whole.
+    An archive is mapped into memory, so that tensors are read only when they are used. Files of the old format are read
+    completely.
 
     Raises:
         SpectraError: as `read_checkpoint` does.
@@ -146,13 +146,13 @@ def read_entries(path: str | Path) -> Any:
         with open_regular(file) as opened:
             if zipfile.is_zipfile(opened):
                 return _load(opened, os.fstat(opened.fileno()).st_size, mapped=file)
-    except Exception:  # whatever it is, reading the whole file says it
+    except Exception:  # reading the whole file reports it
         pass
     return read_checkpoint(path)[0]
 
 
 def _way_in(folder: Path) -> str:
-    """The advice which file of a folder to name: an index of shards, or a whole model."""
+    """Say which file in a folder to name: an index of shards, or a whole model."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
     suffixes = tuple(suffix for format in FORMATS for suffix in format.suffixes)
     weights = [name for name in names if name.endswith(suffixes) and not NO_WHOLE_MODEL.search(name)]
@@ -166,7 +166,7 @@ def _way_in(folder: Path) -> str:
 
 
 def _read_tensors(file: Path) -> tuple[Any, str]:
-    """What is in one file, and the SHA-256 of the very bytes that it was read from: it is opened once."""
+    """Read one file, and return its content and the SHA-256 of the same bytes; it is opened only once."""
     with open_regular(file) as opened:
         if os.fstat(opened.fileno()).st_size == 0:
             raise input_error(OPTION, file, "the file is empty; copy or save it again")
@@ -175,15 +175,15 @@ def _read_tensors(file: Path) -> tuple[Any, str]:
         except OSError:
             raise
         except Exception as error:
-            # From None: torch's own message advises to trust the file.
+            # `from None`, because torch's own message advises the user to trust the file.
             raise input_error(OPTION, file, _unreadable(opened, error)) from None
     if found is None:
-        raise input_error(OPTION, file, "it was written to while it was read; wait until it is whole, and try again")
+        raise input_error(OPTION, file, "it changed while it was read; wait until it is complete, and try again")
     return found
 
 
 def _read_torch(opened: BufferedReader) -> tuple[Any, str] | None:
-    """A file of torch.save and its SHA-256; None where it has changed meanwhile."""
+    """Read a file of torch.save and its SHA-256; None where the file has changed meanwhile."""
     before = os.fstat(opened.fileno())
     held = io.BytesIO(opened.read()) if before.st_size <= HELD else opened
     content = _load(held, before.st_size)
@@ -196,17 +196,17 @@ def _read_torch(opened: BufferedReader) -> tuple[Any, str] | None:
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of file that holds weights."""
+    """A file format of weights."""
 
     suffixes: tuple[str, ...]
-    read: Callable[[BufferedReader], tuple[Any, str] | None]  # its content and SHA-256; None where it changed meanwhile
+    read: Callable[[BufferedReader], tuple[Any, str] | None]  # content and SHA-256; None where it changed meanwhile
 
 
 FORMATS = (Format((".safetensors",), read_safetensors), Format((".pt", ".pth", ".ckpt", ".bin"), _read_torch))
 
 
 def _format_of(file: Path) -> Format:
-    """The format of a file by its suffix; a file of another suffix is taken for torch's."""
+    """Return the format of a file from its suffix; any other suffix is read as a torch file."""
     return next((format for format in FORMATS if file.suffix in format.suffixes), FORMATS[-1])
 
 
@@ -221,9 +221,9 @@ def _load(held: IO[bytes], size: int, mapped: Path | None = None) -> Any:
 
 @contextmanager
 def only_globals(allowed: list[Any]) -> Iterator[None]:
-    """Allow torch's reader these objects alone inside this context, in place of what packages have allowed it.
+    """Allow torch's reader only these objects inside this context, whatever other packages have allowed it.
 
-    Of two that go by one name, as a real collections.defaultdict that torch_geometric adds, either could win.
+    If two objects had the same name, such as the collections.defaultdict that torch_geometric adds, either could win.
     """
     before = torch.serialization.get_safe_globals()
     try:
@@ -236,19 +236,19 @@ def only_globals(allowed: list[Any]) -> Iterator[None]:
 
 
 def _of_packages(file: IO[bytes]) -> list[Any]:
-    """Stand-ins for the classes of known packages that the file names; their modules are not imported."""
+    """Return stand-ins for the classes of known packages that the file names; their modules are not imported."""
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception:  # no zip file, or a damaged one: reading it will say so
+    except Exception:  # not a zip file, or a damaged one, which reading it reports
         return []
     return [(Ignored, name) for name in named if name.startswith(PACKAGES)]
 
 
 def _unreadable(file: IO[bytes], error: Exception) -> str:
-    """The reason why the file was refused, in our own words."""
+    """Say why the file was refused, and what to do."""
     file.seek(0)
     head = file.read(512)
-    refused = f"which could run code, so it was not run; re-save its weights where it was made: {RESAVE}"
+    refused = f"which could run code, so it was not run; save only its weights, where it was made: {RESAVE}"
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {found[1]}, {refused}"
     if "TorchScript" in str(error):
@@ -256,18 +256,18 @@ def _unreadable(file: IO[bytes], error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and head.startswith((b"PK", b"\x80")):
         return f"it holds more than tensors that torch.save wrote, {refused}"
     if head.isascii() and "".join(head.decode().split()).isprintable():
-        return f"it is a text file, no checkpoint; name a file that {RESAVE} wrote"
+        return f"it is a text file, not a checkpoint; name a file that {RESAVE} wrote"
     if isinstance(error, Damaged):
         return f"it is cut off or damaged: {error}; copy it again, or save it again with {RESAVE}"
-    return f"it is cut off, damaged, or no checkpoint; copy it again, or save it again with {RESAVE}"
+    return f"it is cut off, damaged, or not a checkpoint; copy it again, or save it again with {RESAVE}"
 
 
 def _read_index(index: Path) -> tuple[dict[str, Tensor], str]:
-    """All that an index names, from the shards beside it."""
+    """Read all tensors that an index names from the shards in its folder."""
     written = read_bounded(index, WRITTEN_BY_US)
     shards = _shards(index, written)
     if absent := [name for name in shards if not (index.parent / name).exists()]:
-        raise input_error(OPTION, index, f"{some(absent)} missing beside it; copy all its shards into its folder")
+        raise input_error(OPTION, index, f"its shards {some(absent)} are missing; copy all shards into its folder")
     places = {name: shard for shard, names in shards.items() for name in names}
     twice: dict[str, str] = {}
     tensors, digests = {}, {index.name: hashlib.sha256(written).hexdigest()}
@@ -275,20 +275,18 @@ def _read_index(index: Path) -> tuple[dict[str, Tensor], str]:
         content, digests[shard] = _read_tensors(index.parent / shard)
         held = content if isinstance(content, dict) else {}
         if absent := [name for name in names if name not in held]:
-            text = f"{some(absent)} missing from its shard {shard}; copy the index and its shards again"
+            text = f"its shard {shard} lacks {some(absent)}; copy the index and its shards again"
             raise input_error(OPTION, index, text)
         tensors.update((name, held[name]) for name in names)
         twice |= {name: shard for name in held if places.get(name, shard) != shard}
     for name, shard in twice.items():
-        text = (
-            f"{quoted(name, SHORT)} is in its shard {shard}, and by the index in {places[name]}; copy all of it again"
-        )
+        text = f"{quoted(name, SHORT)} is in shard {shard}, but the index says {places[name]}; copy all files again"
         raise input_error(OPTION, index, text)
     return tensors, together(digests)
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 that a result of a checkpoint lists. Raises OSError, and SpectraError where an index is none."""
+    """Compute the SHA-256 of a checkpoint as results list it. Raises OSError, and SpectraError for a wrong index."""
     if path.suffix == ".json" and path.name != ADAPTER_CONFIG:
         _shards(path, read_bounded(path, WRITTEN_BY_US))
     if not (files := parts(path)):
@@ -299,7 +297,7 @@ def digest_of(path: Path) -> str:
 
 
 def _shards(index: Path, written: bytes) -> dict[str, list[str]]:
-    """The file names of the shards, sorted, each with the names of its tensors."""
+    """Return the sorted file names of the shards in an index, each with the names of its tensors."""
     try:
         content = json.loads(written, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -319,10 +317,10 @@ def _shards(index: Path, written: bytes) -> dict[str, list[str]]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where a name comes twice."""
+    """Make a dict of the pairs of a JSON object. Raises ValueError where a name comes twice."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name} is listed twice")
+            raise ValueError(f"{name} comes twice")
         found[name] = value
     return found

@@ -1,7 +1,7 @@
-"""Folders that hold a checkpoint: which of their files are the weights.
+"""Find the files of weights in a folder that holds a checkpoint.
 
-`inside` follows Hugging Face's names, those of its Trainer and of `save_pretrained`; `parts` are the files that the
-SHA-256 of a checkpoint is made of. Nothing of a file is believed here, and no torch is loaded.
+`inside` follows the file names of Hugging Face's Trainer and `save_pretrained`; `parts` lists the files that the
+SHA-256 of a checkpoint covers. Files are untrusted, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ WHOLE = tuple(
     for suffix in (".safetensors", ".bin")
     for ending in (suffix, f"{suffix}.index.json")
 )
-FSDP = "pytorch_model_fsdp*"  # the folder in a Trainer's that holds sharded weights
-METADATA, SHARD = ".metadata", ".distcp"  # of torch.distributed.checkpoint
+FSDP = "pytorch_model_fsdp*"  # the folder of sharded weights in a folder of the Trainer
+METADATA, SHARD = ".metadata", ".distcp"  # files of torch.distributed.checkpoint
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 TRAINER_STATE = "trainer_state.json"
 
 
 def inside(folder: Path) -> list[Path]:
-    """What a folder holds of weights by a known name: one path where that is clear, several where it is not.
+    """List the weights with known names in a folder; there are several where it is not clear which to read.
 
-    Each is a file of weights, an index of shards, the configuration of an adapter, or a folder of
+    Each path is a file of weights, an index of shards, the configuration of an adapter, or a folder of
     torch.distributed.checkpoint. Raises OSError.
     """
     held = {path.name for path in folder.iterdir()}
@@ -40,15 +40,16 @@ def inside(folder: Path) -> list[Path]:
 
 
 def adapter_of(path: Path) -> tuple[Path, Path] | None:
-    """The configuration and the weights of the PEFT adapter that a path names; else None.
+    """Return the configuration and the weights of the PEFT adapter at a path; None where it is not an adapter.
 
-    The path is the adapter's folder or one of these two files; a folder that holds whole weights too names none.
+    The path is the adapter's folder, or one of these two files. A folder that also holds whole weights is not an
+    adapter.
     """
     try:
         if path.is_dir():
             return _adapter_in(path) if inside(path) == [path / ADAPTER_CONFIG] else None
         return _adapter_in(path.parent, path.name) if path.name in (ADAPTER_CONFIG, *ADAPTER_WEIGHTS) else None
-    except OSError:  # whoever reads it says so
+    except OSError:  # reading it reports that
         return None
 
 
@@ -59,7 +60,7 @@ def _adapter_in(folder: Path, name: str = ADAPTER_CONFIG) -> tuple[Path, Path] |
 
 
 def parts(path: Path) -> list[Path]:
-    """The files of which the SHA-256 of a checkpoint is made, the one that is read first at the head.
+    """List the files that the SHA-256 of a checkpoint covers, beginning with the one that is read first.
 
     Raises OSError where a folder cannot be listed.
     """
@@ -76,7 +77,7 @@ def parts(path: Path) -> list[Path]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is a folder of which one clear part is the weights."""
+    """Whether a path is a folder in which the weights are found by their name, and are unique."""
     try:
         return path.is_dir() and len(inside(path)) == 1
     except OSError:
@@ -84,7 +85,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def training_state(folder: Path) -> dict:
-    """What Hugging Face's Trainer noted in its folder: `global_step`, `epoch`; empty where there is none."""
+    """Read the state that Hugging Face's Trainer saves in its folder (`global_step`, `epoch`); empty without one."""
     try:
         content = json.loads(read_bounded(folder / TRAINER_STATE, WRITTEN_BY_US))
     except (OSError, ValueError, RecursionError):
@@ -93,19 +94,19 @@ def training_state(folder: Path) -> dict:
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 of a regular file. Raises OSError."""
+    """Compute the SHA-256 of a regular file. Raises OSError."""
     with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def together(digests: Mapping[str, str]) -> str:
-    """The SHA-256 of the lines that `sha256sum` writes of these files."""
+    """Compute the SHA-256 of the lines that `sha256sum` writes for these files: names and their digests."""
     lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names, none where it is no index: whoever reads it says so."""
+    """Return the files that an index names; none where it is not an index, which reading it reports."""
     try:
         places = json.loads(read_bounded(index, WRITTEN_BY_US))["weight_map"].values()
         return [index.parent / Path(name).name for name in sorted(set(places))]

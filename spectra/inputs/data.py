@@ -1,4 +1,4 @@
-"""The `data` option: load examples from their name as tensors, decoded once and kept, the same at every product."""
+"""The `data` option: load named examples once as tensors, so that every matrix-vector product uses the same data."""
 
 import inspect
 import os
@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from spectra.errors import describe
 from spectra.files import open_regular
 from spectra.inputs.batches import Batches, Collate, own_collate
-from spectra.inputs.chance import seeded
 from spectra.inputs.data_module import training_loader
 from spectra.inputs.examples import Data, read
 from spectra.inputs.graphs import are_graphs, read_graphs
@@ -25,7 +24,8 @@ from spectra.inputs.loaders import loaded
 from spectra.inputs.registers import DATA
 from spectra.inputs.safetensors_file import read_safetensors
 from spectra.inputs.saved_datasets import is_saved, saved
-from spectra.inputs.sources import Source, Told, forms, is_place, source_of
+from spectra.inputs.seeding import seeded
+from spectra.inputs.sources import NamedData, Source, forms, is_place, source_of
 from spectra.inputs.spec import (
     SHORT,
     call,
@@ -39,7 +39,7 @@ from spectra.inputs.spec import (
 )
 from spectra.inputs.text import TEXT, tokens
 from spectra.inputs.transform import TO_TENSOR, Transform
-from spectra.inputs.unknown_data import told_of
+from spectra.inputs.unknown_data import unknown
 from spectra.problem.batch import Batch
 from spectra.quoting import quoted
 from spectra.register import NameClash
@@ -59,7 +59,7 @@ def load_data(
     wanted: Wanted | None = None,
     batch_size: int | None = None,
 ) -> Data | Batches:
-    """The examples that `spec` names, or a seeded choice of `samples` of them without replacement.
+    """Load the examples that `spec` names, or `samples` of them, chosen with the seed without replacement.
 
     Args:
         spec: `digits`; `file.npz` or `file.safetensors` (x and y, or arrays named as the model's arguments);
@@ -67,35 +67,37 @@ def load_data(
             or a data set of the package datasets; `path/to/file.py:callable`, `package.module:callable` or a name that
             an installed package adds (`spectra.data`), returning arrays of all examples, a data set, or batches. Items
             are pairs (x, y), or mappings as transformers takes them: y under `labels` or `label`, the rest x. Labels
-            of tokens are those of the outputs, already shifted.
-        transform: what is done to the x of every example; one that nobody named, to torchvision's images alone.
-        wanted: what the loss takes of an item; by default a pair (x, y) of which y is one tensor.
-        batch_size: the size of batches that are made while reading; None for what the data give.
+            of tokens belong to the outputs at the same positions, so they are already shifted.
+        samples: the number of examples; None for all.
+        seed: the seed of the choice, and of random numbers while the data are read.
+        transform: the transform of the x of every example; a default one applies to images of torchvision only.
+        wanted: how an item is divided into inputs and targets; by default it is a pair (x, y) with one tensor y.
+        batch_size: the size of batches that are made while reading; None for that of the data.
 
     Raises:
-        SpectraError: no such data, fewer than `samples`, items that cannot be stacked, transformed or read or that
-            differ when read twice, or values that are not finite.
+        SpectraError: no such data; fewer than `samples`; items that cannot be read, transformed or stacked, or change
+            when they are read again; or values that are not finite.
     """
     name, options = parse_spec(spec, OPTION)
     used = transform if transform.typed or _holds_images(name) else None
     wanted = wanted or Wanted()
     with seeded(seed):
         source = _source(name, options, wanted)
-        told = source if isinstance(source, Told) else Told(source, ())
-        source, used = training_loader(told.data, name), transform if told.holds_images else used
+        made = source if isinstance(source, NamedData) else NamedData(source, ())
+        source, used = training_loader(made.data, name), transform if made.holds_images else used
         if are_graphs(source):
             if transform.typed:
-                text = "it has graphs, to which no transform is applied here; give it to the data set, as transform="
+                text = "`transform` does not apply to graphs; give transform= to the data set itself"
                 raise input_error(OPTION, name, text)
             return graph_data(source, samples, seed, name, wanted)
         if is_loader(source):
             if used:
-                text = f"goes with single examples, and {name} gives batches; apply it there"
+                text = f"it applies to single examples, but {name} gives batches; apply it in the data's own code"
                 raise input_error("`transform`", used.name, text)
             found = loaded(source, samples, seed, batch_size, wanted, name)
         else:
             found = read(source, samples, seed, used, name, wanted, collate_of(name, source), batch_size)
-    return replace(found, notes=(*told.notes, *found.notes))
+    return replace(found, notes=(*made.notes, *found.notes))
 
 
 def is_loader(source: Any) -> bool:
@@ -109,7 +111,7 @@ def is_loader(source: Any) -> bool:
 
 
 def collate_of(name: str, source: Any) -> Collate | None:
-    """The user's function that makes batches: `collate_fn` of the data set, or of the file that holds it."""
+    """Return the user's `collate_fn`, an attribute of the data set or of its file; None where there is none."""
     own = own_collate(source)
     if own is None and is_place(name):
         own = neighbour(name, "collate_fn")
@@ -117,7 +119,7 @@ def collate_of(name: str, source: Any) -> Collate | None:
 
 
 def graph_data(source: Any, samples: int | None, seed: int, name: str, wanted: Wanted) -> Data:
-    """The examples of a graph or of a collection of graphs. Raises SpectraError."""
+    """Read the examples of a graph or of a collection of graphs. Raises SpectraError."""
     batch = read_graphs(source, samples, seed, name)
     return Data(batch.inputs, None if wanted.whole else batch.targets, batch.indices)
 
@@ -131,13 +133,13 @@ def _is_folder(name: str) -> bool:
 
 
 def _source(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
-    """The arrays, the data set or the batches that a name stands for."""
+    """Make the arrays, the data set or the batches that a name stands for. Raises SpectraError."""
     if source := source_of(SOURCES, name):
         return source.make(name, options, wanted)
     if name.endswith((".tar", ".tar.gz", ".tgz")) or "{" in name:
-        text = "streams of archives (webdataset) are not read: the data must be finite and repeatable"
-        raise input_error(OPTION, name, f"{text}; give a list of their examples as file.py:name")
-    raise input_error(OPTION, name, told_of(name, forms(SOURCES)))
+        text = "streams of archives (webdataset) are not supported: the data must be finite and repeatable"
+        raise input_error(OPTION, name, f"{text}; return a list of their examples from file.py:name")
+    raise input_error(OPTION, name, unknown(name, forms(SOURCES)))
 
 
 def _of_register(name: str, options: dict[str, Any], _wanted: Wanted) -> Any:
@@ -159,7 +161,7 @@ def _images(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
 
 
 def _image(path: str) -> Any:
-    """An image of a folder, as torchvision opens it, but from no pipe or device."""
+    """Open an image file as torchvision does, but refuse pipes and devices."""
     from PIL import Image
 
     with open_regular(path) as file:
@@ -167,7 +169,7 @@ def _image(path: str) -> Any:
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """The 1,797 handwritten digits that come with spectra: images (N, 1, 8, 8) in [0, 1] and labels (N,)."""
+    """Return the 1,797 handwritten digits that come with spectra: images (N, 1, 8, 8) in [0, 1] and labels (N,)."""
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as arrays:
         images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
     return images[:, None].float() / 16, labels
@@ -187,8 +189,9 @@ def _safetensors(name: str, every: bool) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _taken(names: Iterable[str], every: bool) -> tuple[list[str], list[str]]:
-    """The arrays of a file that are taken, and the rest: x, y and their weights, or all where these are not there, or
-    where `every` array is wanted.
+    """Divide the arrays of a file into used and unused ones.
+
+    Used are x, y and their weights; all arrays are used if x or y is missing, or if `every` is true.
     """
     names = list(names)
     taken = [key for key in names if key in (*PAIR, *WEIGHTS)] if {*PAIR} <= {*names} and not every else names
@@ -202,33 +205,33 @@ READERS: dict[str, tuple[Callable[[str, bool], tuple[dict[str, Any], list[str]]]
 
 
 def _arrays(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
-    """The arrays in a file: x and y, or others by the names of the model's arguments, with labels among them."""
-    check_options(digits, name, options, OPTION)  # as digits, it takes none
+    """Read the arrays in a file: x and y, or arrays named as the model's arguments with labels among them."""
+    check_options(digits, name, options, OPTION)  # it takes no options, like digits
     if not os.path.isfile(name):
         raise input_error(OPTION, name, f"{told_missing(name, 'there is no such file')}; check the path")
     load, way_out = READERS[Path(name).suffix]
     try:
-        arrays, others = load(name, wanted.whole and not wanted.forwards)  # a loss of (model, batch) chooses itself
+        arrays, others = load(name, wanted.whole and not wanted.forwards)  # a loss of (model, batch) may use any
     except Exception as error:
-        came = type(error).__name__  # NumPy's own message speaks of pickles even where the file is a text
-        text = f"it is damaged, or no {Path(name).suffix[1:]} file of numbers ({came}); {way_out}"
+        came = type(error).__name__  # NumPy's own message mentions pickles even for a text file
+        text = f"it is damaged, or not a {Path(name).suffix} file of numbers ({came}); {way_out}"
         raise input_error(OPTION, name, text) from error
     dropped = ", ".join(quoted(key, SHORT) for key in others)
-    notes = (f"arrays that are not taken: {dropped} (x and y are, with {' or '.join(WEIGHTS)})",) if others else ()
+    notes = (f"unused arrays: {dropped} (used are x, y and {' or '.join(WEIGHTS)})",) if others else ()
     if arrays.keys() == set(PAIR):
-        return Told((arrays["x"], arrays["y"]), notes)
+        return NamedData((arrays["x"], arrays["y"]), notes)
     try:
         divided(arrays, wanted)
     except Undivided:
         names = ", ".join(quoted(key, SHORT) for key in arrays) or "nothing"
-        named = f"or arrays named as the model's arguments with {' or '.join(TARGETS)} beside them"
-        text = f"it needs arrays x and y, {named}, and holds {names}; {way_out}"
+        named = f"or arrays named as the model's arguments and {' or '.join(TARGETS)}"
+        text = f"it needs arrays x and y, {named}, but it holds {names}; {way_out}"
         raise input_error(OPTION, name, text) from None
-    return Told(arrays["x"] if list(arrays) == ["x"] else arrays, notes)
+    return NamedData(arrays["x"] if list(arrays) == ["x"] else arrays, notes)
 
 
 def _torchvision(name: str, options: dict[str, Any], _wanted: Wanted, short: str | None = None) -> Any:
-    """torchvision's data set `short`, without a transform: that comes later, for all kinds of data alike."""
+    """Make a data set of torchvision, without its transform: `read` applies the transform, as for all data."""
     from torchvision import datasets
 
     short = short or name.removeprefix(TORCHVISION)
@@ -237,19 +240,19 @@ def _torchvision(name: str, options: dict[str, Any], _wanted: Wanted, short: str
         raise input_error(OPTION, name, f"torchvision has no data set {short!r}; {suggest(short, known)}")
     for key in options:
         if key.endswith(("transform", "transforms")):
-            text = f"it takes no {key} here; name what is done to each x as `transform` file.py:name"
+            text = f"{key} cannot be given here; name the function of each x as `transform` file.py:name"
             raise input_error(OPTION, name, text)
     make = getattr(datasets, short)
     check_options(make, name, options, OPTION)
     try:
         made = make(**options)
     except Exception as error:
-        hint = "give its folder as root=, and download=true where it can be fetched"
+        hint = "give its folder as root=, and download=true if it can be downloaded"
         if short == "ImageFolder":
-            hint = f"the folder named has to hold {CLASSES}"
+            hint = f"the folder has to hold {CLASSES}"
         raise input_error(OPTION, name, f"opening it failed with {describe(error)}; {hint}") from error
     if short == "ImageFolder" and SPLITS.issuperset(made.classes):
-        text = f"its folders are {', '.join(made.classes)}, no classes; name the one that holds {CLASSES}"
+        text = f"its folders {', '.join(made.classes)} are splits, not classes; name the one that holds {CLASSES}"
         raise input_error(OPTION, name, text)
     return made
 
@@ -257,7 +260,7 @@ def _torchvision(name: str, options: dict[str, Any], _wanted: Wanted, short: str
 SOURCES = (
     Source("digits", DATA.own.__contains__, _of_register),
     Source("text:FILE?length=256", lambda name: name.startswith(TEXT), tokens),
-    Source("a file.npz or file.safetensors", lambda name: Path(name).suffix in READERS, _arrays),
+    Source("a file.npz, a file.safetensors", lambda name: Path(name).suffix in READERS, _arrays),
     Source("torchvision:NAME", lambda name: name.startswith(TORCHVISION), _torchvision),
     Source("a folder of Hugging Face datasets", is_saved, saved),
     Source("a folder of images", _is_folder, _images),

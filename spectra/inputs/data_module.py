@@ -1,4 +1,4 @@
-"""Lightning's data modules as data: the loader of their training data."""
+"""Take the training loader of a LightningDataModule that is given as data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ OPTION = "`data`"
 
 
 def training_loader(source: Any, name: str) -> Any:
-    """The loader of the training data of one of Lightning's data modules; any other object as it is.
+    """Return the training loader of a LightningDataModule, and any other object unchanged.
 
-    Raises SpectraError where the module fails to make it.
+    Raises SpectraError where the data module fails.
     """
     if not any(kind.__name__ == "LightningDataModule" for kind in type(source).__mro__):  # Lightning is slow to import
         return source
@@ -22,5 +22,5 @@ def training_loader(source: Any, name: str) -> Any:
         source.setup("fit")
         return source.train_dataloader()
     except Exception as error:
-        text = f"its training data cannot be had ({describe(error)}); {WHERE}"
+        text = f"its training data cannot be loaded ({describe(error)}); {WHERE}"
         raise input_error(OPTION, name, text) from error

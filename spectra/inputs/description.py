@@ -1,4 +1,4 @@
-"""The record that describes a problem: what was typed or given, sizes, the loss over the data, and notes."""
+"""Make the record that describes a problem: its arguments, its sizes, the loss over the data, and notes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from spectra.records.problem import ProblemRecord
 
 
 def describe_problem(problem: Problem, memory: int | None = None) -> ProblemRecord:
-    """The record of a Problem that was made in Python, with the loss over its data. Raises SpectraError."""
+    """Make the record of a Problem that was made in Python; this evaluates the loss. Raises SpectraError."""
     typed = names_of(problem.model, problem.loss, problem.batches) | {
         "checkpoint_key": None,
         "transform": None,
@@ -47,7 +47,7 @@ def describe_problem(problem: Problem, memory: int | None = None) -> ProblemReco
 def problem_record(
     problem: Problem, typed: dict[str, Any], value: Evaluation, remarks: Sequence[str] = ()
 ) -> ProblemRecord:
-    """The record of a problem: what was typed, the sizes, the loss over the data, and notes."""
+    """Make the record of a problem from its arguments as typed, the loss over the data, and remarks."""
     place, sizes = problem.device, [len(batch) for batch in problem.batches]
     device = recorded_device(place, typed.get("device"))
     return ProblemRecord.known(
@@ -66,7 +66,7 @@ def problem_record(
 
 
 def sizes_of(problem: Problem) -> dict[str, Any]:
-    """The sizes of what a problem is differentiated by, and of its model."""
+    """Return the numbers and shapes of the parameters (or inputs) to differentiate by, and the size of the model."""
     if isinstance(problem, InputProblem):
         (inputs,) = problem.leaves
         every = sum(p.numel() for p in problem.model.parameters() if p is not inputs)
@@ -80,7 +80,7 @@ def sizes_of(problem: Problem) -> dict[str, Any]:
 
 
 def names_of(model: str | nn.Module, objective: Loss, data: Any, loss: Any = None) -> dict[str, Any]:
-    """The names of model, data and loss in a record: as they were typed, or the types of objects."""
+    """Return the names of model, data and loss for a record: as typed, or the types of objects given in Python."""
     if isinstance(model, str):
         found: dict[str, Any] = {"model": model}
     else:
@@ -91,7 +91,7 @@ def names_of(model: str | nn.Module, objective: Loss, data: Any, loss: Any = Non
 
 
 def versions() -> dict[str, str]:
-    """The versions of spectra, torch, NumPy and Python."""
+    """Return the versions of spectra, torch, NumPy and Python."""
     from spectra import __version__
 
     return {

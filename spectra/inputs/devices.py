@@ -1,4 +1,4 @@
-"""The device and dtype of a problem, and tensors brought to them."""
+"""Choose the device and dtype of a problem, and move tensors there."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """The device of a name: auto, cpu, cuda, cuda:1, mps, or as PyTorch names it. Raises SpectraError where it is not
-    there.
+    """Return the device with a name: auto, cpu, cuda, cuda:1, mps, or another name of PyTorch.
 
-    cuda is the current card. auto is that, else the CPU: mps, which has no float64, is asked for by name.
+    cuda is the current CUDA device. auto is cuda where it is available, else cpu; it never chooses mps, which has no
+    float64. Raises SpectraError where the device is not available.
     """
     if str(name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,24 +39,24 @@ def choose_device(name: str | torch.device) -> torch.device:
 
 
 def choose_card(device: torch.device) -> torch.device:
-    """The CUDA device, with its number. Raises SpectraError where there is none, or none of that number."""
+    """Return a CUDA device with its index. Raises SpectraError where it does not exist."""
     if not torch.cuda.is_available():
         raise SpectraError(f"`device` {device}: torch finds no CUDA device here; use `device` cpu, or auto")
     if device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     if device.index >= (count := torch.cuda.device_count()):
-        there = "is cuda:0" if count == 1 else f"are cuda:0 to cuda:{count - 1}"
-        raise SpectraError(f"`device` {device}: torch finds no such device; there {there}, and `device` cpu")
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise SpectraError(f"`device` {device}: torch finds no such device; use `device` {there}, or cpu")
     return device
 
 
 def recorded_device(device: torch.device, asked: str | torch.device | None = None) -> str:
-    """The device as a record names it: with its number where that was asked for, or is not the first."""
+    """Name a device for a record, with its index if that was typed or is not 0."""
     return str(device) if device.index or ":" in str(asked) else device.type
 
 
 def choose_own_device(model: str | nn.Module, device: str | torch.device | None) -> torch.device:
-    """The device of a problem: the one asked for, else that of a module, else auto. Raises SpectraError."""
+    """Return the device of a problem: the requested one, else that of a module, else auto. Raises SpectraError."""
     if device is None and isinstance(model, nn.Module):
         return device_and_dtype(model)[0]
     return choose_device("auto" if device is None else device)
@@ -65,23 +65,26 @@ def choose_own_device(model: str | nn.Module, device: str | torch.device | None)
 def choose_place(
     model: str | nn.Module, device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype of a problem: those asked for, else those of a module, else auto and float32. Raises
-    SpectraError.
+    """Return the device and dtype of a problem: as requested, else those of a module, else auto and float32.
+
+    Raises SpectraError where they are not available.
     """
     place = choose_own_device(model, device), choose_dtype(model, dtype)
     if place[0].type in WITHOUT_FLOAT64 and place[1] == torch.float64:
-        raise SpectraError(f"`dtype` float64: {place[0].type} has none; take `dtype` float32, or `device` cpu")
+        raise SpectraError(
+            f"`dtype` float64: device {place[0].type} has no float64; use `dtype` float32, or `device` cpu"
+        )
     return place
 
 
 def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> torch.dtype:
-    """The dtype of a problem: the one asked for, else that of a module, else float32. Raises SpectraError."""
+    """Return the dtype of a problem: the requested one, else that of a module, else float32. Raises SpectraError."""
     if dtype is None and isinstance(model, nn.Module):
         own = device_and_dtype(model)[1]
         if own in (torch.bfloat16, torch.float16):
             return torch.float32
         if own not in DTYPES.values():
-            text = f"its parameters are {own}, too short for eigenvalues; give `dtype` float32, for a copy in that"
+            text = f"its parameters are {own}, too imprecise for eigenvalues; give `dtype` float32, to use a copy"
             raise SpectraError(f"`model`: {text}")
         return own
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
@@ -91,8 +94,9 @@ def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> tor
 
 
 def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The tensors of a tree on the device, floating ones in the dtype, complex ones in that of the same precision;
-    integers and booleans keep theirs.
+    """Move the tensors of a tree to `device`, and cast floating ones to `dtype`, complex ones to the same precision.
+
+    Integers and booleans keep their dtype.
     """
 
     def moved(tensor: Tensor) -> Tensor:
@@ -103,6 +107,6 @@ def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def brought(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """The batch on the device, its real and complex numbers in the precision of the dtype."""
+    """Move a batch to `device`, and cast its floating and complex tensors to the precision of `dtype`."""
     inputs, targets = cast_tensors((batch.inputs, batch.targets), device, dtype)
     return Batch(inputs, targets, batch.indices.to(device))

@@ -1,8 +1,8 @@
 """Read folders of torch.distributed.checkpoint: `.metadata`, and shards `*.distcp` of many tensors each.
 
-Torch's own reader unpickles `.metadata` freely, and so would run whatever a stranger puts there. Here the classes of
-that pickle are stand-ins that do nothing. Each tensor in a shard is a file of torch.save, which torch reads with
-`weights_only=True`. Entries that are no tensors, and those of optimizers, are not read.
+Torch's own reader unpickles `.metadata` without restrictions, so a forged file could run code. Here the classes in that
+pickle are replaced by stand-ins that do nothing. Each tensor in a shard is a file of torch.save, which torch reads with
+`weights_only=True`. Entries that are not tensors, and the state of optimizers, are not read.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ DEEPEST = 20  # parts of a tensor's path in the saved mapping
 
 
 class Code(ValueError):
-    """The metadata names an object that torch does not write there; the message is its name."""
+    """The metadata names an object that torch never writes there; the message is the object's name."""
 
 
 class StandIn:
-    """An object of the metadata: what its pickle says of it, and no behaviour."""
+    """A stand-in for an object of the metadata: it keeps the state in the pickle, and runs nothing."""
 
     held: Any = None
 
@@ -65,10 +65,10 @@ class StandIn:
 
 
 class Unpickler(pickle.Unpickler):
-    """Reads `.metadata`, with a stand-in for each class that torch writes there."""
+    """Unpickler of `.metadata` that replaces each class that torch writes there by a stand-in."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """The stand-in for a class. Raises Code for every other."""
+        """Return the stand-in for a known class. Raises Code for any other object."""
         if (name := f"{module_name}.{global_name}") in SAVED_BY_TORCH:
             return StandIn
         if name == "torch.Size":
@@ -76,25 +76,25 @@ class Unpickler(pickle.Unpickler):
         if name == "collections.OrderedDict":
             return OrderedDict
         if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
-            return None  # the tensors tell theirs
+            return None  # dtypes come from the tensors themselves
         raise Code(name)
 
 
 class Piece(NamedTuple):
-    """One part of a tensor, as it lies in a shard."""
+    """One part of a tensor, and its place in a shard."""
 
     name: str  # of the tensor
-    whole: tuple[int, ...]  # its shape
-    offsets: tuple[int, ...]  # where the part begins in it
-    sizes: tuple[int, ...]
+    whole: tuple[int, ...]  # shape of the tensor
+    offsets: tuple[int, ...]  # of the part in the tensor
+    sizes: tuple[int, ...]  # shape of the part
     start: int  # in the shard, in bytes
-    length: int
+    length: int  # in bytes
 
 
 def read_distributed(folder: Path) -> tuple[dict[str, Any], str]:
-    """The saved mapping of names to tensors, nested as it was saved, and the SHA-256 of the folder's files.
+    """Return the saved mapping of names to tensors, nested as it was saved, and the SHA-256 of the folder's files.
 
-    Raises OSError, Code where the metadata names code, and Damaged where the shards are not what it says.
+    Raises OSError, Code where the metadata names code, and Damaged where the shards contradict the metadata.
     """
     written = read_bounded(folder / METADATA, WRITTEN_BY_US)
     places, shards = _described(written)
@@ -119,26 +119,26 @@ def read_distributed(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _described(written: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str, list[Piece]]]:
-    """The path of each tensor in the saved mapping, and the pieces in each shard."""
+    """Return the path of each tensor in the saved mapping, and the pieces in each shard."""
     try:
         metadata = _unpickled(written)
         tensors, stored = metadata["state_dict_metadata"], metadata["storage_data"]
         paths = metadata.held.get("planner_data") or {}
         infos = {(index["fqn"], _offset(index.held.get("offset"))): info for index, info in stored.items()}
         places, shards = {}, defaultdict(list)
-        for name, told in tensors.items():
-            if not isinstance(told.held, dict) or "chunks" not in told.held:
-                continue  # no tensor
+        for name, entry in tensors.items():
+            if not isinstance(entry.held, dict) or "chunks" not in entry.held:
+                continue  # not a tensor
             place = tuple(map(str, paths.get(name, (name,))))
             if len(place) > DEEPEST or any("optim" in part.lower() for part in place[:-1]):
                 continue
             places[name] = place
-            for piece, file in _pieces(name, told, infos):
+            for piece, file in _pieces(name, entry, infos):
                 shards[file].append(piece)
     except (Code, Damaged):
         raise
     except Exception as error:
-        raise Damaged(f"its {METADATA} is not as torch writes it ({describe(error)})") from error
+        raise Damaged(f"its {METADATA} has an unknown structure ({describe(error)})") from error
     return places, dict(shards)
 
 
@@ -146,7 +146,7 @@ def _unpickled(written: bytes) -> StandIn:
     if text := fault(io.BytesIO(written), len(written)):
         raise Damaged(text)
     for opcode, argument, _ in pickletools.genops(written):
-        # CPython takes memory for as many entries as the largest number of a PUT says.
+        # CPython allocates as many entries as the largest index of a PUT.
         if "PUT" in opcode.name and isinstance(argument, int) and argument > len(written):
             raise Damaged(f"its {METADATA} numbers objects that it does not hold")
     found = Unpickler(io.BytesIO(written)).load()
@@ -155,10 +155,10 @@ def _unpickled(written: bytes) -> StandIn:
     return found
 
 
-def _pieces(name: str, told: StandIn, infos: dict) -> Iterator[tuple[Piece, str]]:
-    """The pieces of one tensor, with the shard in which each lies."""
-    whole = _shape(told["size"])
-    for chunk in told["chunks"]:
+def _pieces(name: str, entry: StandIn, infos: dict) -> Iterator[tuple[Piece, str]]:
+    """Yield the pieces of one tensor, each with the name of its shard."""
+    whole = _shape(entry["size"])
+    for chunk in entry["chunks"]:
         offsets, sizes = _shape(chunk["offsets"]), _shape(chunk["sizes"])
         info = infos[name, offsets]
         if info.held.get("transform_descriptors"):
@@ -168,7 +168,7 @@ def _pieces(name: str, told: StandIn, infos: dict) -> Iterator[tuple[Piece, str]
             raise Damaged(f"its shard {quoted(file, 60)} is not a file in its folder, so it was not read")
         inside = len(whole) == len(offsets) == len(sizes)
         if not (inside and all(o + s <= n for o, s, n in zip(offsets, sizes, whole, strict=True))):
-            raise Damaged(f"{quoted(name, 60)} has a piece outside of its shape")
+            raise Damaged(f"a piece of {quoted(name, 60)} lies outside its shape")
         yield Piece(name, whole, offsets, sizes, start, length), file
 
 
@@ -183,7 +183,7 @@ def _offset(numbers: Any) -> tuple[int, ...] | None:
 
 
 def _tensor(opened: BufferedReader, piece: Piece) -> Tensor:
-    """One piece, read from its place in a shard."""
+    """Read one piece of a tensor from its shard."""
     shown = quoted(piece.name, 60)
     opened.seek(piece.start)
     held = io.BytesIO(opened.read(piece.length))
@@ -193,18 +193,18 @@ def _tensor(opened: BufferedReader, piece: Piece) -> Tensor:
         with warnings.catch_warnings(action="ignore"):
             found = torch.load(held, map_location="cpu", weights_only=True)
     except Exception:  # from None: torch's own message advises to trust the file
-        raise Damaged(f"{shown} is not a tensor as torch.save writes it") from None
+        raise Damaged(f"{shown} is not a tensor that torch.save wrote") from None
     if not isinstance(found, Tensor) or found.layout is not torch.strided or tuple(found.shape) != piece.sizes:
-        raise Damaged(f"{shown} is not of shape {piece.sizes} in its shard")
+        raise Damaged(f"{shown} does not have shape {piece.sizes} in its shard")
     return found.detach()
 
 
 class _Assembly:
-    """Tensors, put together from their pieces in any order."""
+    """Tensors assembled from their pieces, which may come in any order."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self.covered: dict[str, Tensor] = {}  # which of its numbers have come, of those in several pieces
+        self.covered: dict[str, Tensor] = {}  # masks of the entries read so far, for tensors in several pieces
         self.most = 0  # bytes of all shards
 
     def add(self, piece: Piece, values: Tensor) -> None:
@@ -223,7 +223,7 @@ class _Assembly:
             self.covered[piece.name][place] = True
 
     def whole(self) -> dict[str, Tensor]:
-        """All tensors. Raises Damaged where a piece has not come."""
+        """Return all tensors. Raises Damaged where a piece is missing."""
         for name, covered in self.covered.items():
             if not covered.all():
                 raise Damaged(f"pieces of {quoted(name, 60)} are missing")
@@ -239,6 +239,6 @@ def _nested(tensors: dict[str, Tensor], places: dict[str, tuple[str, ...]]) -> d
         for part in place[:-1]:
             inner = inner.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise Damaged(f"{quoted(name, 60)} is inside of a tensor")
+                raise Damaged(f"{quoted(name, 60)} is nested inside a tensor")
         inner[place[-1]] = tensors[name]
     return content

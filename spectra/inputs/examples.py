@@ -1,4 +1,4 @@
-"""Read the examples of `data`: choose them by the seed, read them once, transform, stack and check them."""
+"""Read the examples of `data`: choose them with the seed, read each once, then transform, stack and check them."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,31 +28,28 @@ OPTION = "`data`"
 
 @dataclass(frozen=True)
 class Data:
-    """Examples decoded once and kept, in the order of the data set.
+    """N examples in memory, decoded once, in the order of the data set.
 
-    Attributes: inputs: a tree of tensors (N, ...) and of lists of N entries; integers are int64, floats as they came.
-    targets: the same, None where there are none. indices: (N,) int64, the index of each example in the data set as the
-    user named it. transform: the description of the transform of every x; None for none. notes: what the user should
-    know of the reading.
+    Inputs and targets are trees of tensors (N, ...) and of lists with N entries, with integers as int64.
     """
 
     inputs: Any
-    targets: Any
-    indices: Tensor
-    transform: str | None = None
-    notes: tuple[str, ...] = ()
+    targets: Any  # None where there are none
+    indices: Tensor  # (N,) int64, the index of each example in the data set
+    transform: str | None = None  # description of the transform of every x
+    notes: tuple[str, ...] = ()  # for the user, on how the data were read
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def cut(self, size: int) -> list[Batch]:
-        """The examples in batches of this size; the last one may be shorter."""
+        """Cut the examples into batches of `size`; the last one may be shorter."""
         return cut_batches(self.inputs, self.targets, self.indices, size)
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Tensors of all examples as a data set of items (x, y); x and y are trees."""
+    """A data set of items (x, y), made from trees of tensors that hold all examples."""
 
     inputs: Any
     targets: Any
@@ -71,15 +68,17 @@ def read(
     collate: Collate | None = None,
     batch_size: int | None = None,
 ) -> Data | Batches:
-    """The examples in `source`, or a seeded choice of `samples` of them.
+    """Read the examples in `source`, or `samples` of them, chosen with the seed.
 
     Args:
         source: arrays of all examples (a pair x and y, or a mapping), or a data set of items.
-        transform: what is done to every x, if anything.
-        name: of the data, for messages.
+        samples: the number of examples; None for all.
+        seed: the seed of the choice.
+        transform: the transform of every x; None for none.
+        name: the name of the data in messages.
         wanted: how an item is divided into inputs and targets.
-        collate: the user's function that makes a batch of items; None for ours, which stacks.
-        batch_size: the size of batches that a user's function makes, where they cannot be cut.
+        collate: the user's function that makes a batch of a list of items; None to stack them.
+        batch_size: the number of examples in a batch that `collate` makes and that cannot be cut.
 
     Raises:
         SpectraError: as `load_data` does.
@@ -87,10 +86,11 @@ def read(
     wanted = wanted or Wanted()
     if (arrays := as_arrays(source, wanted, name)) is not None:
         if wanted.whole and len(sizes := lengths(arrays)) > 1 and 0 not in sizes:
-            # Points inside and on the border: one batch, that belongs together.
+            # Such as points inside and on the boundary of a domain: one batch, which is not cut.
             if samples is not None:
-                told = " and ".join(map(str, sorted(sizes)))
-                raise input_error("`samples`", samples, f"the arrays of {name} have lengths {told}; leave it out")
+                different = " and ".join(map(str, sorted(sizes)))
+                text = f"the arrays of {name} have different lengths ({different}); leave it out"
+                raise input_error("`samples`", samples, text)
             return Batches([Batch(widened(arrays.inputs), None, torch.arange(max(sizes)))])
         indices = _choose(_length(arrays, name), samples, seed, name)
         if not transform:
@@ -112,7 +112,7 @@ def read(
 def finished(
     examples: tuple[Any, Any], indices: Tensor, name: str, wanted: Wanted, transform: Transform | None = None
 ) -> Data:
-    """The data of stacked examples (x, y). Raises SpectraError where a value cannot be."""
+    """Check stacked examples (x, y), and return them as Data. Raises SpectraError for values that cannot be used."""
     inputs, targets = widened(examples)
     checked(inputs, targets, indices, name, wanted, transform)
     if wanted.shift is not None:
@@ -121,11 +121,11 @@ def finished(
 
 
 def as_arrays(source: Any, wanted: Wanted, name: str) -> Arrays | None:
-    """The tensors of all examples that `source` consists of, or None where it is a data set of items."""
+    """Return the arrays of all examples in `source` as tensors; None where it is a data set of items."""
     if not is_arrays(source, wanted):
         return None
     try:
-        tensors = tree_map(_tensor, plain(source))  # of lists of numbers, too
+        tensors = tree_map(_tensor, plain(source))
     except TypeError as error:
         raise input_error(
             OPTION, name, f"its arrays do not hold numbers ({describe(error)}); give x and y as arrays of numbers"
@@ -137,11 +137,11 @@ def as_arrays(source: Any, wanted: Wanted, name: str) -> Arrays | None:
 
 
 def is_arrays(source: Any, wanted: Wanted) -> bool:
-    """Whether `source` consists of arrays of all examples: a pair (x, y), a mapping, or, where the loss takes them,
-    one array or a tuple. In a tuple or mapping, lists of numbers are arrays.
+    """Whether `source` holds all examples as arrays: a pair (x, y), a mapping, or, if the loss allows it, one array or
+    a tuple. Lists of numbers in a tuple or mapping count as arrays.
     """
     if isinstance(source, Mapping):
-        # Beside arrays, True and None are arguments of the model, as return_loss is of CLIP.
+        # Booleans and None beside arrays are arguments of the model, such as return_loss of CLIP.
         source = {key: array_of(value) for key, value in source.items() if not isinstance(value, bool | None)}
     elif isinstance(source, tuple):
         source = tuple(map(array_of, source))
@@ -149,27 +149,27 @@ def is_arrays(source: Any, wanted: Wanted) -> bool:
     if not leaves or not all(isinstance(leaf, Tensor | np.ndarray) for leaf in leaves):
         return False
     if isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[1], Tensor | np.ndarray):
-        one_length = len({leaf.shape[:1] for leaf in leaves}) == 1  # else a list is one of batches
+        one_length = len({leaf.shape[:1] for leaf in leaves}) == 1  # else it is a list of batches
         return isinstance(source, tuple) or (not wanted.whole and (one_length or not wanted.trees))
     if isinstance(source, tuple) and len(source) == 2 and has_labels(source[1]):
-        return True  # labels and weights alone are no batch
+        return True  # labels and weights without inputs would not be a batch
     free = wanted.whole or wanted.trees
     return isinstance(source, Mapping) or (free and isinstance(source, tuple | Tensor | np.ndarray))
 
 
 def array_of(value: Any) -> Any:
-    """A list of numbers as a tensor, anything else as it is."""
+    """Convert a list of numbers to a tensor; return anything else unchanged."""
     return plain(value) if isinstance(value, list) and is_numbers(value) else value
 
 
 def _tensor(array: Any) -> Any:
     if isinstance(array, np.ndarray):
-        array = array.astype(array.dtype.newbyteorder("="))  # a copy of its own, in the one order torch reads
+        array = array.astype(array.dtype.newbyteorder("="))  # a copy in native byte order, which torch needs
     return torch.as_tensor(array).detach().cpu() if isinstance(array, Tensor | np.ndarray) else array
 
 
 def lengths(arrays: Arrays) -> set[int]:
-    """The lengths of the tensors, 0 for one without dimensions."""
+    """Return the set of lengths of the tensors, 0 for a scalar."""
     leaves = tree_leaves((arrays.inputs, arrays.targets))
     return {len(leaf) if leaf.ndim else 0 for leaf in leaves if isinstance(leaf, Tensor)}
 
@@ -178,28 +178,30 @@ def _length(arrays: Arrays, name: str) -> int:
     leaves = [leaf for leaf in tree_leaves((arrays.inputs, arrays.targets)) if isinstance(leaf, Tensor)]
     shapes = [tuple(leaf.shape) for leaf in leaves]
     if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
-        text = f"x and y need one and the same length, they have shapes {', '.join(map(str, shapes))}"
+        text = f"x and y have different lengths (shapes {', '.join(map(str, shapes))})"
         raise input_error(OPTION, name, f"{text}; give one y for each x")
     return shapes[0][0]
 
 
 def _size(source: Any, name: str) -> int:
-    """The number of items of a data set with `__getitem__` and `__len__`."""
+    """Return the number of items of a data set with `__getitem__` and `__len__`. Raises SpectraError."""
     came = type(source).__name__
     if isinstance(source, IterableDataset):
-        raise input_error(OPTION, name, f"it returned an IterableDataset ({came}); return a list of its items")
+        raise input_error(
+            OPTION, name, f"it returned an IterableDataset ({came}); return a list of its items, or a DataLoader"
+        )
     if isinstance(source, Mapping) or not hasattr(source, "__getitem__"):
         text = f"it returned an object of type {came}; return a data set of (x, y) items or two tensors x and y"
         raise input_error(OPTION, name, text)
     try:
         return len(source)
     except Exception as error:
-        text = f"the length of its {came} is unknown ({describe(error)}); give it __len__, or return a list"
+        text = f"the length of its {came} is unknown ({describe(error)}); define __len__, or return a list"
         raise input_error(OPTION, name, text) from error
 
 
 def _choose(size: int, samples: int | None, seed: int, name: str) -> Tensor:
-    """(N,) ascending indices, all of them or a seeded choice."""
+    """Return ascending indices (N,) of all examples, or of a random choice."""
     if size == 0:
         raise input_error(OPTION, name, "it is empty; name data with at least one example")
     if samples is None:
@@ -212,12 +214,12 @@ def _choose(size: int, samples: int | None, seed: int, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Items:
-    """The items of a data set, each divided into x and y, and x transformed."""
+    """The items of a data set, each divided into x and y, with x transformed."""
 
     source: Any
     name: str
     transform: Transform | None
-    wanted: Wanted | None  # None: they are pairs that have been divided
+    wanted: Wanted | None  # None: the items are pairs already
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         item, transform = self.fetched(index), self.transform
@@ -234,41 +236,41 @@ class Items:
         return (plain(transform(x, index)) if transform else x), y
 
     def raw(self, index: int) -> Any:
-        """An item as the data set has it, for a function of the user's; that of a pair with its x transformed."""
+        """Return an item unchanged, for the user's collate_fn; with a transform, a pair with its x transformed."""
         item = self.fetched(index)
         if not self.transform:
             return item
         if is_pair(item):
             return self.transform(item[0], index), item[1]
-        text = f"goes with pairs (x, y), and example {index} is a {described(item)}; transform it in its collate_fn"
+        text = f"it needs pairs (x, y), but example {index} is a {described(item)}; transform it in its collate_fn"
         raise input_error("`transform`", self.transform.name, text)
 
     def fetched(self, index: int) -> Any:
-        """An item of the data set. Raises SpectraError where reading it fails."""
+        """Return an item of the data set. Raises SpectraError where reading it fails."""
         try:
             return self.source[index]
         except Exception as error:
             raise self.failure(index, error) from error
 
     def failure(self, index: int, error: Exception) -> SpectraError:
-        """The error for an item that cannot be read."""
+        """Make the error for an item that cannot be read."""
         return input_error(OPTION, self.name, f"reading example {index} failed with {describe(error)}; {WHERE}")
 
 
 def read_twice(item: Callable[[int], Any], chosen: list[int], name: str, transform: Transform | None) -> list[Any]:
-    """The first items of these indices. Raises SpectraError where one comes out different when read again."""
+    """Return the first of the chosen items. Raises SpectraError where one differs when it is read again."""
     head = [item(index) for index in chosen[:READ_TWICE]]
     again = [item(index) for index in chosen[:READ_TWICE]]
     for index, one, two in zip(chosen, head, again, strict=False):
         if not same(one, two):
             where = f" in it and in `transform` {transform.name}" if transform and transform.typed else ""
-            text = f"example {index} came out different when it was read twice; switch random augmentation off{where}"
+            text = f"example {index} is different when it is read again; switch random augmentation off{where}"
             raise input_error(OPTION, name, text)
     return head
 
 
 def _stacked(items: Items, chosen: list[int], wanted: Wanted) -> tuple[Any, Any]:
-    """Decode the items of these indices once, the first few of them twice, and stack them."""
+    """Read the chosen items once, the first few of them twice, and stack them."""
     found = read_twice(items.__getitem__, chosen, items.name, items.transform)
     found += [items[index] for index in chosen[READ_TWICE:]]
     try:
@@ -281,11 +283,13 @@ def _unstackable(items: Sequence[tuple[Any, Any]], chosen: Sequence[int], error:
     first = _shapes(items[0])
     for index, item in zip(chosen, items, strict=True):
         if (shapes := _shapes(item)) != first:
-            a, b = _told(first - shapes), _told(shapes - first)
-            text = f"example {chosen[0]} has {a}, example {index} has {b}; give every example one shape"
-            return f"{text}: pad, crop or resize them, as `transform` file.py:name or a collate_fn beside the data can"
+            a, b = _listed(first - shapes), _listed(shapes - first)
+            text = f"example {chosen[0]} has {a}, but example {index} has {b}; give all examples the same shape"
+            return (
+                f"{text}: pad, crop or resize them in `transform` file.py:name, or in a collate_fn in the data's file"
+            )
     text = f"the examples cannot be stacked ({describe(error)})"
-    return f"{text}; give x and y as tensors, arrays or numbers, as `transform` file.py:name can"
+    return f"{text}; give x and y as tensors, arrays or numbers, or convert them in `transform` file.py:name"
 
 
 def _shapes(item: tuple[Any, Any]) -> Counter[tuple[str, tuple[int, ...]]]:
@@ -294,5 +298,5 @@ def _shapes(item: tuple[Any, Any]) -> Counter[tuple[str, tuple[int, ...]]]:
     return Counter((what, tuple(getattr(leaf, "shape", ()))) for what, leaf in leaves)
 
 
-def _told(shapes: Counter[tuple[str, tuple[int, ...]]]) -> str:
-    return " and ".join(f"{what} of shape {shape}" for what, shape in shapes) or "no more"
+def _listed(shapes: Counter[tuple[str, tuple[int, ...]]]) -> str:
+    return " and ".join(f"{what} of shape {shape}" for what, shape in shapes) or "nothing more"

@@ -1,6 +1,6 @@
-"""Objects of the caller's own in place of names: a module, a loss of PyTorch or a function, batches and tensors.
+"""Use the caller's own objects in place of names: a module, a loss of PyTorch or a function, batches and tensors.
 
-None of them is changed. A module that has to be in another dtype or on another device is copied.
+None of them is changed. A module that needs another dtype or device is copied.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch.utils.data import Dataset, IterableDataset
 
 from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import Batches, own_collate
-from spectra.inputs.chance import seeded
 from spectra.inputs.data import graph_data
 from spectra.inputs.data_module import training_loader
 from spectra.inputs.examples import Data, is_arrays, read
@@ -27,85 +26,86 @@ from spectra.inputs.graphs import are_graphs
 from spectra.inputs.items import Undivided, Wanted, divided
 from spectra.inputs.loaders import loaded
 from spectra.inputs.loss import loss_of
-from spectra.inputs.model import Module, cast, refuse_unmade, renormalise_embeddings, uncompiled
+from spectra.inputs.model import Module, cast, refuse_uninitialised, renormalise_embeddings, uncompiled
+from spectra.inputs.seeding import seeded
 from spectra.inputs.sources import half_notes
 from spectra.problem.losses import Loss
 
-GIVEN = "given in Python"  # in records, of what has no name
+GIVEN = "given in Python"  # in records, for an object without a name
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype of a module, those of its first trained parameter."""
+    """Return the device and dtype of a module's first floating parameter, preferably one that requires gradients."""
     floating = [p for p in model.parameters() if p.is_floating_point()]
     first = next((p for p in floating if p.requires_grad), floating[0] if floating else torch.empty(0))
     return first.device, first.dtype
 
 
 def own_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
-    """The caller's module on the given device and in the given dtype, and notes on what was changed.
+    """Return the caller's module on a device and in a dtype, with notes on what was changed.
 
-    It is the caller's own object, unless something in it has to be changed for that; then it is a copy. Raises
-    SpectraError.
+    It is the caller's own object if nothing has to change, else a copy. Raises SpectraError.
     """
     model = unwrapped(model)
     name = type(model).__name__
-    refuse_unmade(model, name)
+    refuse_uninitialised(model, name)
     tensors = [*model.parameters(), *model.buffers()]
     moved = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
     limited = any(getattr(module, "max_norm", None) is not None for module in model.modules())
     compiled = any(module._compiled_call_impl or hasattr(module, "_orig_mod") for module in model.modules())
-    bare = any(t.is_inference() for t in tensors)  # made under torch.inference_mode(), without derivatives
-    if not (moved or limited or compiled or bare):
+    inference = any(t.is_inference() for t in tensors)  # made under torch.inference_mode(), without derivatives
+    if not (moved or limited or compiled or inference):
         return model, []
     half = half_notes(parameter.dtype for parameter in model.parameters())
     try:
         model = uncompiled(copied(model))
     except Exception as error:
-        way_out = "leave dtype and device out" if moved else "take that out of the module"
+        way_out = "leave `dtype` and `device` out" if moved else "remove what cannot be copied from the module"
         raise SpectraError(f"`model`: {name} cannot be copied ({describe(error)}); {way_out}") from error
     return cast(model, device, dtype), [*half, *renormalise_embeddings(model)]
 
 
 def copied(model: Module) -> Module:
-    """A deep copy of a module. The parameters of a TorchScript module are leaves in it, as they are in the original."""
+    """Make a deep copy of a module, in which the parameters of a TorchScript module are leaves too."""
     if not isinstance(model, torch.jit.ScriptModule):
         return copy.deepcopy(model)
-    with torch.no_grad():  # else they are derived from the original's
-        copy_of_it = copy.deepcopy(model)
-    for parameter, own in zip(copy_of_it.parameters(), model.parameters(), strict=True):
+    with torch.no_grad():  # else the copied parameters depend on the original ones in autograd
+        duplicate = copy.deepcopy(model)
+    for parameter, own in zip(duplicate.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(own.requires_grad)
-    return copy_of_it
+    return duplicate
 
 
 def called_program(model: Any) -> Any:
-    """The module of a program of torch.export; any other model as it is."""
+    """Return the module of an ExportedProgram, and any other model unchanged."""
     return model.module() if isinstance(model, torch.export.ExportedProgram) else model
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile and data parallelism. Raises SpectraError where parameters are sharded."""
+    """Remove the wrappers of torch.compile and data parallelism. Raises SpectraError where parameters are sharded."""
     if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
         return unwrapped(compiled)
     if isinstance(model, DataParallel | DistributedDataParallel):
         return unwrapped(model.module)
     fully_sharded = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
-    marks = ("full_tensor", "ds_tensor")  # of a DTensor, and of DeepSpeed's third stage
+    marks = ("full_tensor", "ds_tensor")  # attributes of a DTensor, and of DeepSpeed's ZeRO-3
     if fully_sharded or any(hasattr(p, mark) for p in model.parameters() for mark in marks):
-        raise SpectraError("`model`: its parameters are sharded over processes; save checkpoints, and watch those")
+        raise SpectraError("`model`: its parameters are sharded over processes; save checkpoints, and analyse those")
     return model
 
 
 def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Loss:
-    """The Loss for an object: PyTorch's own losses become ours, which know their distributions, others a CustomLoss.
+    """Convert an object to a Loss: losses of PyTorch become ours, which know their distribution, others a CustomLoss.
 
     Args:
-        loss: a loss of ours, as it is; one of PyTorch's (`spectra.inputs.torch_losses`); another module or function of
-            (output, target) that returns values of the examples, or the batch's mean; or one of (output) alone that
-            returns the distribution of the targets.
-        device, dtype: where a module with tensors of its own is needed.
+        loss: a loss of ours, returned unchanged; one of PyTorch (`spectra.inputs.torch_losses`); a module or function
+            of (output, target) that returns values of the examples or the batch's mean; or one of (output) that returns
+            the distribution of the targets.
+        device: the device to which a copy of a loss module is moved; None: that of the module.
+        dtype: the dtype to which its floating tensors are cast; None: their own.
 
     Raises:
-        SpectraError: a class, or something that cannot be called.
+        SpectraError: `loss` is a class, or is not callable.
     """
     if isinstance(loss, type) or not may_be_loss(loss):
         came = getattr(loss, "__name__", type(loss).__name__)
@@ -122,27 +122,26 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
 
 
 def may_be_loss(value: Any) -> bool:
-    """Whether a value is a loss of ours, or can be called as a function of (output, target)."""
+    """Whether a value is a loss of ours, or is callable."""
     return isinstance(value, Loss) or callable(value)
 
 
 def own_data(
     data: Any, samples: int | None, seed: int, batch_size: int | None, wanted: Wanted | None = None
 ) -> Data | Batches:
-    """The examples of an object: in one piece where they come as tensors or one by one, else in the batches in which
-    they come.
+    """Read the examples of a data object: as one piece from tensors or a data set, else in the batches of a loader.
 
     Args:
         data: tensors or arrays of all examples, as a pair (x, y) or a mapping; a map-style data set of items, or a
             list of examples, each with one number as its label; a DataLoader or another iterable of batches, read once;
-            or a list of `Batch`. Items and batches are divided as `divided` says.
-        samples: the number of examples to choose by the seed; None for all.
+            or a list of `Batch`. `divided` describes the forms of items and batches.
+        samples: the number of examples to choose with the seed; None for all.
         seed: the seed of the choice, and of loaders that shuffle.
-        batch_size: the size of batches to be made anew; None leaves them.
-        wanted: what the loss takes of an item.
+        batch_size: the size of new batches; None keeps those of the data.
+        wanted: how an item is divided into inputs and targets.
 
     Raises:
-        SpectraError: no examples, of another form, or not finite; or items that change between two reads.
+        SpectraError: the data are empty, have another form, are not finite, or change when they are read again.
     """
     name, wanted = data_name(data), wanted or Wanted()
     data = training_loader(data, name)
@@ -158,24 +157,24 @@ def own_data(
 
 
 def data_name(data: Any) -> str:
-    """The name of the data in a record."""
+    """Name a data object for a record."""
     return "tensors" if is_pair(data) else type(data).__name__
 
 
 def is_pair(data: Any) -> bool:
-    """Whether data are x and y of all examples, and not two batches."""
+    """Whether data are a pair (x, y) of all examples, rather than two batches."""
     return isinstance(data, tuple | list) and len(data) == 2 and is_arrays(data, Wanted())
 
 
 def is_data_set(data: Any) -> bool:
-    """Whether data are a map-style data set of items: of PyTorch, or of the package datasets."""
+    """Whether data are a map-style data set, of PyTorch or of the package datasets."""
     if isinstance(data, Dataset):
         return not isinstance(data, IterableDataset)
     return hasattr(data, "column_names") and hasattr(data, "features") and hasattr(data, "__getitem__")
 
 
 def are_examples(data: Any, wanted: Wanted) -> bool:
-    """Whether data are a list of examples, each with one number as its label, and not a list of batches."""
+    """Whether data are a list of examples, each with one number as its label, rather than a list of batches."""
     if wanted.whole or wanted.trees or not (isinstance(data, list) and data):
         return False
     try:

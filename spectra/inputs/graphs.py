@@ -1,7 +1,7 @@
-"""Graphs of torch_geometric as examples: batches of its loaders, its data sets, and single graphs.
+"""Use graphs of torch_geometric as examples: batches of its loaders, its data sets, and single graphs.
 
-An example is a graph, where there is one y for each graph of a batch; or a node, where there is one for each node. A
-batch of graphs is cut and joined graph by graph. Nodes depend on each other: a batch of them stays whole.
+An example is a graph if there is one y for each graph, or a node if there is one y for each node. A batch of graphs can
+be cut and joined. Nodes of a graph depend on each other, so a batch of nodes is never cut.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import ConcatDataset, Subset
 
 from spectra.errors import SpectraError
-from spectra.inputs.chance import seeded
+from spectra.inputs.seeding import seeded
 from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import Structured
 from spectra.wording import counted
 
 GRAPHS, NODES = "graphs", "nodes"
-TRAIN_MASK = "train_mask"  # of the nodes that have a target to learn, as torch_geometric names it
+TRAIN_MASK = "train_mask"  # torch_geometric's name for the mask of training nodes
 READ_TWICE = 8  # graphs of a data set that are read a second time, to catch augmentation
-FEWEST = 2  # required arguments, of a model that is called with named parts of a graph, and not with the graph
+FEWEST = 2  # required arguments of a model that is called with parts of a graph by name, not with the graph
 
 
 @dataclass(frozen=True)
 class Graphs(Structured):
-    """Graphs in one object of torch_geometric, which may be a batch, and what its examples are: graphs or nodes."""
+    """A graph or batch of torch_geometric, with its kind of examples: graphs or nodes."""
 
     data: Any
     examples: str
-    masked: bool = False  # whether the examples are the nodes of `train_mask` alone
+    masked: bool = False  # whether only the nodes of `train_mask` are examples
 
     @property
     def divisible(self) -> bool:
-        """Whether examples are graphs."""
+        """Whether the examples are graphs, so that a batch can be cut."""
         return self.examples == GRAPHS
 
     def whole(self) -> Any:
-        """The object of torch_geometric."""
+        """Return the object of torch_geometric."""
         return self.data
 
     def call(self, model: nn.Module) -> Any:
-        """The model's output: of its named arguments, as x, edge_index and batch, or of the whole object.
+        """Call the model with its named arguments, such as x, edge_index and batch, or with the whole object.
 
-        Where examples are the nodes of a mask, the output is of these alone.
+        If only masked nodes are examples, only their outputs are returned.
         """
         parts = self.parts(model)
         output = model(**parts) if parts else model(self.data)
@@ -60,10 +60,10 @@ class Graphs(Structured):
         return pytree.tree_map(lambda x: x[mask] if isinstance(x, Tensor) and x.shape[:1] == mask.shape else x, output)
 
     def parts(self, model: nn.Module) -> dict[str, Any]:
-        """The parts of the graphs that `forward` has arguments for; none where it takes the whole object."""
+        """Return the parts of the graphs that `forward` takes by name; none where it takes the whole object."""
         try:
             arguments = inspect.signature(model.forward).parameters.values()
-        except ValueError:  # as of a model in TorchScript
+        except ValueError:  # such as for a TorchScript model
             return {}
         single = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         required = [a.name for a in arguments if a.default is a.empty and a.kind in single]
@@ -72,7 +72,7 @@ class Graphs(Structured):
         return found if named and all(name in found for name in required) else {}
 
     def part_named(self, name: str) -> Any:
-        """A part of the graphs: a tensor or number of that name; None where there is none."""
+        """Return the part of the graphs with a name, a tensor or a number; None where there is none."""
         if name == "batch" and "batch" not in self.data:
             return torch.zeros(
                 self.data.num_nodes, dtype=torch.long, device=targets_of(self.data, "the batch").y.device
@@ -82,31 +82,34 @@ class Graphs(Structured):
         return None
 
     def part(self, cut: slice | Tensor) -> Graphs:
-        """Some of the graphs. Raises SpectraError where examples are nodes."""
+        """Return some of the graphs. Raises SpectraError where examples are nodes."""
         if self.examples == NODES:
             raise SpectraError(
-                "`data`: examples are nodes of one graph, which cannot be cut; leave out options that take a part, "
-                "such as `samples`"
+                "`data`: examples are nodes of one graph, which cannot be cut; leave out options that choose some of "
+                "them, such as `samples`"
             )
         chosen = cut if isinstance(cut, slice) else cut.cpu()
         return collated(self.data.index_select(chosen), self.data)
 
     def kind(self) -> Any:
-        """The names and dtypes of the graphs' tensors; nothing is equal to that of nodes."""
+        """Return the names and dtypes of the graphs' tensors, which are equal for graphs that can be joined.
+
+        For nodes, it is an object that equals nothing.
+        """
         if self.examples == NODES:
             return object()
         return [(i, name, x.dtype) for i, name, x in tensors_of(self.data)]
 
     def joined(self, others: Sequence[Graphs]) -> Graphs:
-        """These graphs and others. Raises SpectraError where examples are nodes."""
+        """Join these graphs and others to one batch. Raises SpectraError where examples are nodes."""
         if self.examples == NODES:
-            raise SpectraError("`data`: examples are nodes of a graph; graphs cannot be joined")
+            raise SpectraError("`data`: examples are nodes of a graph, and batches of nodes cannot be joined")
         return collated([graph for each in (self, *others) for graph in each.data.to_data_list()], self.data)
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What is left of graphs without their tensors, and the places of these: (number of the store, name)."""
+    """Graphs without their tensors, and the places of the tensors: (index of the store, name)."""
 
     data: Any
     examples: str
@@ -126,12 +129,12 @@ class Skeleton:
 
 
 def tensors_of(data: Any) -> list[tuple[int, str, Tensor]]:
-    """The tensors of an object of torch_geometric, each with the number of its store and its name."""
+    """List the tensors of an object of torch_geometric, each with the index of its store and its name."""
     return [(i, name, x) for i, store in enumerate(data.stores) for name, x in store.items() if isinstance(x, Tensor)]
 
 
 def flattened(graphs: Graphs) -> tuple[list[Tensor], Skeleton]:
-    """The tensors of graphs, and the rest."""
+    """Separate graphs into their tensors and a skeleton."""
     bare = copy.copy(graphs.data)
     found = tensors_of(bare)
     for i, name, _ in found:
@@ -141,7 +144,7 @@ def flattened(graphs: Graphs) -> tuple[list[Tensor], Skeleton]:
 
 
 def restored(tensors: Iterable[Tensor], skeleton: Any) -> Graphs:
-    """The graphs of `flattened`, with new tensors."""
+    """Put tensors back into a skeleton: the inverse of `flattened`."""
     data = copy.copy(skeleton.data)
     for (i, name), tensor in zip(skeleton.places, tensors, strict=True):
         data.stores[i][name] = tensor
@@ -153,12 +156,12 @@ pytree.register_pytree_node(Graphs, flattened, restored)
 
 def is_graph(value: Any) -> bool:
     """Whether a value is a graph of torch_geometric, or a batch of them."""
-    geometric = sys.modules.get("torch_geometric.data.data")  # whoever has a graph has it
+    geometric = sys.modules.get("torch_geometric.data.data")  # imported already if there is a graph
     return geometric is not None and isinstance(value, geometric.BaseData)
 
 
 def are_graphs(value: Any) -> bool:
-    """Whether a value is a graph, or a data set or list of graphs, none of which is a batch. It reads no item."""
+    """Whether a value is a graph, or a data set or list of single graphs. Items of a data set are not read."""
     if isinstance(value, Subset | ConcatDataset):
         return are_graphs(value.dataset if isinstance(value, Subset) else value.datasets[0])
     if isinstance(value, list | tuple):
@@ -168,7 +171,7 @@ def are_graphs(value: Any) -> bool:
 
 
 def read_graphs(source: Any, samples: int | None, seed: int, name: str) -> Batch:
-    """The examples of a graph, or of a data set or list of graphs, or a seeded choice of `samples` of them.
+    """Read the examples of a graph, or of a data set or list of graphs, or `samples` of them, chosen with the seed.
 
     Raises SpectraError.
     """
@@ -181,8 +184,7 @@ def read_graphs(source: Any, samples: int | None, seed: int, name: str) -> Batch
         for i, graph in zip(chosen.tolist(), graphs[:READ_TWICE], strict=False):
             if not same(graph, source[i]):
                 raise SpectraError(
-                    f"`data`: graph {i} of {name} came out different when it was read twice; switch random "
-                    "augmentation off"
+                    f"`data`: graph {i} of {name} is different when it is read again; switch random augmentation off"
                 )
         batch = batch_of(collated(graphs).data, 0, name)
     return replace(batch, indices=chosen) if batch.inputs.examples == GRAPHS else batch
@@ -196,14 +198,14 @@ def same(one: Any, two: Any) -> bool:
 
 
 def choice(count: int, samples: int, seed: int, name: str) -> Tensor:
-    """The places of `samples` of so many graphs, chosen by the seed and rising. Raises SpectraError."""
+    """Choose `samples` of `count` graphs with the seed; their indices are ascending. Raises SpectraError."""
     if not 1 <= samples <= count:
         raise SpectraError(f"`samples`: {samples} of {counted(count, 'example')} of {name}; choose from 1 to {count}")
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
 
 
 def batch_of(data: Any, first: int, what: str) -> Batch:
-    """The examples of a graph or of a batch of graphs, numbered from `first`. Raises SpectraError."""
+    """Make the batch of a graph or of a batch of graphs, with examples numbered from `first`. Raises SpectraError."""
     store = targets_of(data, what)
     refuse_not_finite(data, what)
     y, graphs, nodes = store.get("y"), getattr(data, "num_graphs", 1), store.num_nodes
@@ -222,14 +224,14 @@ def batch_of(data: Any, first: int, what: str) -> Batch:
 
 
 def targets_of(data: Any, what: str) -> Any:
-    """The part of a graph that has the targets: all of it, or of a graph of several kinds of nodes one kind.
+    """Return the store of a graph that holds the targets: its only one, or in a heterogeneous graph that with y.
 
-    Raises SpectraError where several kinds have some.
+    Raises SpectraError where several kinds of nodes have y.
     """
     stores = [store for store in data.stores if "y" in store]
     if len(stores) > 1:
         kinds = ", ".join(str(store._key) for store in stores)
-        raise SpectraError(f"`data`: {what} has y for several kinds of nodes ({kinds}); leave one")
+        raise SpectraError(f"`data`: {what} has y for several kinds of nodes ({kinds}); keep y for one kind")
     return stores[0] if stores else data.stores[0]
 
 
@@ -241,23 +243,28 @@ def refuse_not_finite(data: Any, what: str) -> None:
 
 
 def collated(graphs: Sequence[Any], like: Any = None) -> Graphs:
-    """Graphs as one batch, whose examples they are; `like` is a batch that has vectors of more keys, as x_s_batch."""
+    """Make one batch of graphs, with graphs as examples.
+
+    Args:
+        graphs: the graphs.
+        like: a batch; if it has batch vectors of further keys, such as x_s_batch, the new batch gets them too.
+    """
     from torch_geometric.data import Batch as GeometricBatch
 
     names = [] if like is None else like.keys()
     more = [name.removesuffix("_batch") for name in names if name.endswith("_batch")]
     made: Any = GeometricBatch.from_data_list(list(graphs), follow_batch=more)
     first = tensors_of(graphs[0])
-    return Graphs(made.to(first[0][-1].device) if first else made, GRAPHS)  # of what it adds, only CUDA is regarded
+    return Graphs(made.to(first[0][-1].device) if first else made, GRAPHS)  # PyG moves its new vectors to CUDA only
 
 
 def graph_notes(model: nn.Module, batches: Sequence[Batch]) -> list[str]:
-    """Notes on how a model is called with graphs, and on nodes as examples."""
+    """Return notes on how a model is called with graphs, and on nodes as examples."""
     found = [batch.inputs for batch in batches if isinstance(batch.inputs, Graphs)]
     if not found:
         return []
     notes = [f"the model is called with {', '.join(parts)} of the graphs"] if (parts := found[0].parts(model)) else []
     if found[0].examples == NODES:
-        masked = f", those of {TRAIN_MASK} alone" if found[0].masked else ""
+        masked = f", only those of {TRAIN_MASK}" if found[0].masked else ""
         notes.append(f"examples are nodes of graphs{masked}; their batches are neither cut nor joined")
     return notes

@@ -1,8 +1,8 @@
-"""Divide what a data set or a loader gives into the model's inputs and the loss's targets.
+"""Divide the items of a data set or loader into inputs of the model and targets of the loss.
 
-An item is one example, or a batch of them. It is a pair (x, y), or a mapping that has y under one of the names in
-TARGETS and x in the rest. A loss of (model, batch) gets the item as it is; a user's loss of (output, target) may have
-targets that are several tensors, or none.
+An item is one example or a batch. It is a pair (x, y), or a mapping with y under one of the names in TARGETS and x in
+the other entries. A loss of (model, batch) gets the whole item. For a user's loss of (output, target), targets may be
+several tensors, or missing.
 """
 
 from __future__ import annotations
@@ -27,43 +27,33 @@ from spectra.problem.model_loss import ModelLoss, is_lightning
 from spectra.problem.outputs import tuple_like
 
 TARGETS = ("labels", "label")  # what transformers calls the targets in an item that is a mapping
-OTHER_TARGETS = ("targets", "target", "y")  # taken where there is none of those, and the model takes no such argument
-WEIGHTS = ("weights", "loss_mask")  # of the targets, beside them
+OTHER_TARGETS = ("targets", "target", "y")  # used if TARGETS are missing, and the model has no argument of this name
+WEIGHTS = ("weights", "loss_mask")  # names of the weights of targets
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments that a model's forward takes by name.
-
-    Attributes: names: their names. needed: those without a default. others: whether it takes more, of any name.
-    """
+    """The named arguments of a model's forward."""
 
     names: tuple[str, ...] = ()
-    needed: tuple[str, ...] = ()
-    others: bool = True
+    needed: tuple[str, ...] = ()  # those without a default
+    others: bool = True  # whether it takes further arguments of any name
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the loss and the model take of an item, and so how it is divided.
+    """What the loss and the model need of an item, which decides how it is divided into inputs and targets."""
 
-    Attributes: whole: the item stays as it is, as a loss of (model, batch) takes it. trees: targets may be any tree of
-    tensors, or absent, as for a user's loss of (output, target); else y is one tensor. takes: the arguments of the
-    model's forward. model: the model's name as on the command line, whose folder may hold a tokenizer. forwards:
-    whether whole items go to the model's forward, whose own loss is asked for. shift: where labels of tokens are
-    those of the inputs and become those of the next tokens, the label that is ignored; else None.
-    """
-
-    whole: bool = False
-    trees: bool = False
-    takes: Arguments = Arguments()
-    model: str | None = None
-    forwards: bool = False
-    shift: int | None = None
+    whole: bool = False  # the item is not divided, for a loss of (model, batch)
+    trees: bool = False  # targets may be any tree of tensors, or missing, for a user's loss; else y is one tensor
+    takes: Arguments = Arguments()  # of the model's forward
+    model: str | None = None  # the model's name as typed; its folder may hold a tokenizer
+    forwards: bool = False  # whole items go to the model's forward, which returns the loss
+    shift: int | None = None  # the ignored label, if labels of tokens are to be shifted by one place; else None
 
 
 def wanted_by(loss: Loss, model: nn.Module | None = None, name: str | None = None) -> Wanted:
-    """What a loss and a model of this name take of an item."""
+    """Return what a loss and a model need of an item; `name` is the model's name as typed."""
     whole = isinstance(loss, BatchLoss)
     return Wanted(
         whole=whole,
@@ -76,7 +66,7 @@ def wanted_by(loss: Loss, model: nn.Module | None = None, name: str | None = Non
 
 
 def arguments_of(model: nn.Module) -> Arguments:
-    """The arguments of a model's forward; any, where it does not tell."""
+    """Return the named arguments of a model's forward; any are allowed where it cannot be inspected."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
@@ -87,11 +77,11 @@ def arguments_of(model: nn.Module) -> Arguments:
 
 
 class Undivided(ValueError):
-    """An item has no targets where the loss takes them, or is of another form."""
+    """An item has another form, or lacks the targets that the loss needs."""
 
 
 def divided(item: Any, wanted: Wanted) -> tuple[Any, Any]:
-    """The inputs and the targets of an item, as trees; targets are None where there are none.
+    """Divide an item into the trees of inputs and targets; targets are None where there are none.
 
     Raises Undivided.
     """
@@ -123,7 +113,7 @@ def labelled(item: Any, wanted: Wanted) -> Any:
 
 
 def divided_mapping(tree: Mapping[str, Any], wanted: Wanted) -> tuple[Any, Any]:
-    """The inputs and targets of a mapping, which has targets under a name of TARGETS. Raises Undivided."""
+    """Divide a mapping, which has targets under a name of TARGETS, into inputs and targets. Raises Undivided."""
     rest = {str(key): value for key, value in tree.items()}
     under = [key for key in TARGETS if key in rest]
     if not under:
@@ -140,13 +130,13 @@ def divided_mapping(tree: Mapping[str, Any], wanted: Wanted) -> tuple[Any, Any]:
 
 
 def pair_wanted() -> str:
-    """The form of an item, for messages."""
-    others = "; another form goes with a loss of (model, batch)"
+    """Describe the form of an item, for messages."""
+    others = "; any other form needs a loss of (model, batch)"
     return f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}{others}"
 
 
 def described(item: Any) -> str:
-    """The type of an item, with its names or its length."""
+    """Describe an item for a message: its type, and its keys or its length."""
     came = type(item).__name__
     if isinstance(item, Mapping):
         return f"{came} of {', '.join(map(str, item))}"
@@ -154,15 +144,16 @@ def described(item: Any) -> str:
 
 
 def as_mapping(item: Any) -> Any:
-    """An item as it is; an object of a dataclass as a mapping of its fields."""
+    """Convert an object of a dataclass to a mapping of its fields; return anything else unchanged."""
     if dataclasses.is_dataclass(item) and not isinstance(item, type | Mapping | tuple):
         return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
     return item
 
 
 def plain(tree: Any) -> Any:
-    """The tree with mappings as dicts, sequences as tuples, named or not, and lists of numbers as tensors (torch would
-    take them apart).
+    """Convert mappings in a tree to dicts, sequences to (named) tuples, and lists of numbers to tensors.
+
+    Without that, torch's pytree would split a list of numbers into its entries.
     """
     tree = as_mapping(tree)
     if isinstance(tree, Mapping):
@@ -176,27 +167,27 @@ def plain(tree: Any) -> Any:
 
 
 def is_numbers(value: Any) -> bool:
-    """Whether this is a list of numbers, or of lists of numbers of one length."""
+    """Whether a value is a list of numbers, perhaps nested."""
     if not isinstance(value, tuple | list) or len(value) == 0:
         return False
     return all(isinstance(entry, numbers.Number) or is_numbers(entry) for entry in value)
 
 
 def as_tensor(leaf: Any) -> Any:
-    """An array of numbers as a tensor, anything else as it is."""
+    """Convert an array of numbers to a tensor; return anything else unchanged."""
     if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
-        return torch.from_numpy(leaf.astype(leaf.dtype.newbyteorder("=")))  # a copy, in the one order torch reads
+        return torch.from_numpy(leaf.astype(leaf.dtype.newbyteorder("=")))  # a copy in native order, as torch needs
     return leaf
 
 
 def refuse_other_names(inputs: Any, takes: Arguments, name: str) -> None:
-    """Raise SpectraError where inputs that go to the model by name are not the arguments that it takes."""
+    """Raise SpectraError where named inputs do not match the arguments of the model."""
     if not isinstance(inputs, Mapping):
         return
     known = ", ".join(takes.names) or "none by name"
     unknown = [key for key in inputs if key not in takes.names]
     if unknown and not takes.others:
-        text = f"the model takes no {', '.join(map(str, unknown))} (it takes {known}); "
+        text = f"the model has no argument {', '.join(map(str, unknown))} (it takes {known}); "
         way_out = "leave that out of the data, or give it one of these names"
         if len(takes.names) == 1:
             way_out = (
@@ -205,16 +196,19 @@ def refuse_other_names(inputs: Any, takes: Arguments, name: str) -> None:
         raise input_error("`data`", name, text + way_out)
     if missing := [key for key in takes.needed if key not in inputs]:
         held = ", ".join(map(str, inputs))
-        text = f"the model needs {', '.join(missing)}, and the data hold {held}"
+        text = f"the model needs {', '.join(missing)}, but the data hold {held}"
         raise input_error("`data`", name, f"{text}; name them as the model's arguments ({known})")
 
 
 def refuse_weights(inputs: Any, takes: Arguments, name: str) -> None:
-    """Raise SpectraError where weights of targets go to a model of transformers, whose forward takes any name and whose
-    own loss has no weights.
+    """Raise SpectraError where the data have weights of targets and a model of transformers computes the loss.
+
+    Its forward accepts any name, but its own loss would ignore the weights.
     """
     if not isinstance(inputs, Mapping):
         return
     if weights := [key for key in inputs if key in WEIGHTS and key not in takes.names]:
-        text = f"the model's own loss takes no {', '.join(weights)}; leave that out of the data, or name a loss of the"
-        raise input_error("`data`", name, f"{text} outputs, as cross_entropy?shift=true for a causal language model")
+        text = f"the model's own loss ignores {', '.join(weights)}; leave that out of the data, or name a loss of the"
+        raise input_error(
+            "`data`", name, f"{text} outputs, such as cross_entropy?shift=true for a causal language model"
+        )

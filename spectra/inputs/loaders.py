@@ -1,7 +1,7 @@
 """Read a DataLoader, or another iterable of batches, once, and keep its batches.
 
-A matrix is of fixed examples. So a loader that shuffles is read once, and its examples keep the numbers that they have
-in the data set; one whose examples change from one reading to the next is refused, and so is one without an end.
+A matrix belongs to fixed examples. A loader that shuffles is read once, and its examples keep their indices in the data
+set. Data that change between two readings are refused, and so are data without an end.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from spectra.errors import SpectraError, describe
 from spectra.files import in_units
 from spectra.inputs.batches import READ_TWICE, Batches, batch_of, chosen, recut
-from spectra.inputs.chance import seeded
 from spectra.inputs.graphs import batch_of as graphs_of
 from spectra.inputs.graphs import is_graph
 from spectra.inputs.items import Wanted, as_tensor, plain
+from spectra.inputs.seeding import seeded
 from spectra.inputs.spec import WHERE
 from spectra.inputs.stacking import same
 from spectra.memory import memory_share, out_of_memory
@@ -33,12 +33,12 @@ from spectra.problem.outputs import tensors_of
 from spectra.quoting import quoted
 from spectra.wording import counted
 
-MOST = 3 * 10**5  # batches of data that do not tell their number; a minute of reading
+MOST = 3 * 10**5  # batches of data without a length: about a minute of reading
 FINITE = "the data must be finite and repeatable"
 
 
 class Recorded:
-    """A sampler of batches that keeps the indices that it has given."""
+    """A batch sampler that remembers the indices that it has yielded."""
 
     def __init__(self, sampler: Any):
         self.sampler = sampler
@@ -54,10 +54,10 @@ class Recorded:
 
 
 def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wanted: Wanted, name: str) -> Batches:
-    """All batches of an iterable, read once; of the examples that the seed chooses, and of a size, where asked for.
+    """Read all batches of an iterable once, then choose `samples` examples and change the batch size if requested.
 
     Raises:
-        SpectraError: they are no batches, have no end, or change when they are read again.
+        SpectraError: the data are not batches, have no end, or change when they are read again.
     """
     if isinstance(data, Mapping):
         refuse_others(data, name)
@@ -66,15 +66,15 @@ def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wa
             f"`data`: {name} cannot be read as data; give a DataLoader, batches (x, y), tensors (x, y), or a name"
         )
     if any(kind.__name__ == "IterableDataset" for kind in type(data).__mro__):
-        text = f"{name} gives examples one by one; give a DataLoader of it"
+        text = f"{name} yields single examples; wrap it in a DataLoader"
         raise SpectraError(f"`data`: {text} ({FINITE})")
-    with seeded(seed), kept_generators(data):  # from which a loader that shuffles draws
+    with seeded(seed), generators_kept(data):  # a loader that shuffles draws from them
         source, recorded = numbered(data)
         first: list[Any] = []
         batches = list(read_batches(source, recorded, first, wanted, name))
         if not batches:
-            raise SpectraError(f"`data`: {name} is empty; give one batch at least")
-        notes = told(data, recorded)
+            raise SpectraError(f"`data`: {name} is empty; give at least one batch")
+        notes = loader_notes(data, recorded)
         refuse_changing(data, recorded, first[0], name)
     if samples is not None:
         batches = chosen(batches, samples, seed)
@@ -93,10 +93,8 @@ def refuse_others(data: Mapping[Any, Any], name: str) -> None:
 
 
 @contextmanager
-def kept_generators(data: Any) -> Iterator[None]:
-    """Restore on leaving the states of the generators that a DataLoader has for itself: a second reading is the same,
-    and training goes on as if there had been none.
-    """
+def generators_kept(data: Any) -> Iterator[None]:
+    """Restore the states of a DataLoader's own generators on leaving, so that reading it does not change training."""
     samplers = getattr(data, "sampler", None), getattr(data, "batch_sampler", None)
     holders = [data, *samplers, getattr(samplers[1], "sampler", None)]
     generators = [getattr(holder, "generator", None) for holder in holders]
@@ -109,10 +107,10 @@ def kept_generators(data: Any) -> Iterator[None]:
 
 
 def items_of(data: Iterable[Any], name: str) -> Iterator[Any]:
-    """Yield what the data give. Raises SpectraError where that fails."""
+    """Yield the items of the data. Raises SpectraError where reading one fails."""
     number = 0
     try:
-        for number, item in enumerate(data, 1):  # noqa: B007  (which came last)
+        for number, item in enumerate(data, 1):  # noqa: B007  (used in the message)
             yield item
     except Exception as error:
         if isinstance(error, SpectraError) or out_of_memory(error):
@@ -121,7 +119,7 @@ def items_of(data: Iterable[Any], name: str) -> Iterator[Any]:
 
 
 def reason(error: Exception) -> str:
-    """The type and message of an error, of one in a worker process too, which comes with its traceback."""
+    """Describe an error; for one from a worker process, take the last line of its traceback."""
     lines = str(error).strip().splitlines()
     if lines and re.match(r"Caught \w+ in DataLoader worker process", lines[0]):
         return quoted(lines[-1], 200)
@@ -129,7 +127,10 @@ def reason(error: Exception) -> str:
 
 
 def numbered(data: Any) -> tuple[Any, Recorded | None]:
-    """The data, and what will tell the indices of a DataLoader's examples: for that it is a copy of the loader."""
+    """Return data to iterate over and, for a DataLoader, the sampler that records the indices of its examples.
+
+    The loader itself is not changed: a copy of it gets that sampler.
+    """
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset) or data.batch_sampler is None:
         return data, None
     twin, recorded = copy.copy(data), Recorded(data.batch_sampler)
@@ -140,9 +141,9 @@ def numbered(data: Any) -> tuple[Any, Recorded | None]:
 def read_batches(
     data: Iterable[Any], recorded: Recorded | None, first: list[Any], wanted: Wanted, name: str
 ) -> Iterator[Batch]:
-    """Yield the batches; examples have their numbers in the data set, or are numbered as they come.
+    """Yield the batches; examples are numbered as in the data set where that is known, else in order.
 
-    The first item, as it came, is put into `first`. Raises SpectraError.
+    The first item is appended to `first` unchanged. Raises SpectraError.
     """
     endless = not has_length(data)
     count = size = 0
@@ -167,7 +168,7 @@ def read_batches(
 
 
 def has_length(data: Any) -> bool:
-    """Whether the data tell their length."""
+    """Whether `len(data)` works."""
     try:
         return len(data) >= 0
     except Exception:  # PyTorch's loaders of iterable data sets have no length, each in its own way
@@ -177,20 +178,20 @@ def has_length(data: Any) -> bool:
 def refuse_endless(batches: int, size: int, name: str) -> None:
     """Raise SpectraError where data without a length have given more batches than are kept."""
     if batches > MOST or size > 2 * memory_share(torch.device("cpu")):
-        text = f"{name} goes on after {batches:,} batches ({in_units(size)}); {FINITE}"
-        raise SpectraError(f"`data`: {text}: give a list of some batches, as list(itertools.islice(data, 100))")
+        text = f"{name} does not end after {batches:,} batches ({in_units(size)}); {FINITE}"
+        raise SpectraError(f"`data`: {text}: give a list of some batches, such as list(itertools.islice(data, 100))")
 
 
 def indices_of(recorded: Recorded | None, number: int) -> Tensor | None:
-    """The indices of a batch's examples in the data set, where they are known and are integers."""
+    """Return the indices of a batch's examples in the data set; None where they are unknown or not integers."""
     if recorded is None or number >= len(recorded.given):
         return None
     found = recorded.given[number]
     return torch.tensor(found) if all(type(index) is int and index >= 0 for index in found) else None
 
 
-def told(data: Any, recorded: Recorded | None) -> tuple[str, ...]:
-    """Notes on a loader that shuffles, or leaves examples out."""
+def loader_notes(data: Any, recorded: Recorded | None) -> tuple[str, ...]:
+    """Return notes on a loader that shuffles, or leaves examples out."""
     if recorded is None:
         return ()
     order = [index for indices in recorded.given for index in indices]
@@ -205,35 +206,34 @@ def told(data: Any, recorded: Recorded | None) -> tuple[str, ...]:
 
 
 def refuse_changing(data: Any, recorded: Recorded | None, first: Any, name: str) -> None:
-    """Raise SpectraError where the first examples come out different when they are read again.
+    """Raise SpectraError where the first examples are different when they are read again.
 
-    Those of a loader's data set are read twice by their indices, since the loader may shuffle; of other data the first
-    item is compared with what comes first in a second reading. What is given as a list, or can be read only once, stays
-    as it is.
+    The first examples of a DataLoader are read twice by their indices, since the loader may shuffle. For other data,
+    the first item is compared with that of a second iteration. Lists and iterators are not checked.
     """
     if recorded is not None and recorded.given:
         few = recorded.given[0][:READ_TWICE]
         if not same(*(fetched(data, few, name) for _ in range(2))):
-            text = f"{name} gives other examples when it is read again; switch random augmentation off"
+            text = f"{name} gives different examples when it is read again; switch random augmentation off"
             raise SpectraError(f"`data`: {text} in its data set and collate_fn, or give list(loader)")
     elif not isinstance(data, Sequence | Iterator | Tensor):
         again = next(items_of(data, name), None)
         if again is not None and not same(with_tensors(first), with_tensors(again)):
-            text = f"{name} gives another first batch when it is read again; {FINITE}"
+            text = f"{name} gives a different first batch when it is read again; {FINITE}"
             raise SpectraError(f"`data`: {text}: switch augmentation and shuffling off, or give a list of the batches")
 
 
 def fetched(loader: Any, indices: Sequence[Any], name: str) -> Any:
-    """What a loader makes of the examples of these indices, as a plain tree. Raises SpectraError."""
+    """Read and collate the examples with these indices as a loader does, as a plain tree. Raises SpectraError."""
     dataset = loader.dataset
     try:
         many = hasattr(dataset, "__getitems__")
         items = dataset.__getitems__(list(indices)) if many else [dataset[index] for index in indices]
         return with_tensors(loader.collate_fn(items))
     except Exception as error:
-        raise SpectraError(f"`data`: reading {name} again failed with {describe(error)}") from error
+        raise SpectraError(f"`data`: reading {name} again failed with {describe(error)}; {WHERE}") from error
 
 
 def with_tensors(item: Any) -> Any:
-    """An item as a plain tree of tensors."""
+    """Convert an item to a plain tree of tensors."""
     return tree_map(as_tensor, plain(item))

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectra.inputs.chance import seeded
 from spectra.inputs.loss_options import read_options
 from spectra.inputs.model import cast
 from spectra.inputs.registers import LOSSES
+from spectra.inputs.seeding import seeded
 from spectra.inputs.sources import is_place
 from spectra.inputs.spec import call, check_options, input_error, parse_spec, resolve, suggest
 from spectra.inputs.torch_losses import is_torchs, others, recognised
@@ -23,42 +23,45 @@ from spectra.problem.densities import DensityLoss, DrawnLoss, names_density
 from spectra.problem.losses import CustomLoss, Loss
 
 OPTION = "`loss`"
-OWN = "name your own as file.py:function"
 
 
 def build_loss(spec: str, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Loss:
-    """The loss that `spec` names.
+    """Make the loss that `spec` names.
 
     Args:
-        spec: a loss of PyTorch's with its options, as `cross_entropy?label_smoothing=0.1&ignore_index=-1&weight=1,2,3`,
-            `huber?delta=0.5`, `mse?reduction=sum`; `model`, the loss that the model returns;
-            or `path/to/file.py:name` of a function of (output, target), or of (model, batch) where its first parameter
-            is called model or `?signature=model` says so, an object that can be called so, or a class of such objects.
-            What else follows the `?` goes to the function as keywords, or to the class. It returns values of the
-            examples, or the batch's mean, or a mapping of such. A function of (output) alone returns the distribution
-            of the targets. Or a name that an installed package adds (`spectra.losses`).
-        device, dtype: where a loss that is a torch.nn.Module is moved, floating tensors cast; None leaves it.
+        spec: one of these forms:
+
+            - a loss of PyTorch with its options: `cross_entropy?label_smoothing=0.1&ignore_index=-1&weight=1,2,3`,
+              `huber?delta=0.5`, `mse?reduction=sum`;
+            - `model`: the loss that the model returns;
+            - `path/to/file.py:name`: a function of (output, target) that returns values of the examples, the batch's
+              mean, or a mapping of such; a function of (model, batch), if its first parameter is called model or
+              `?signature=model` is given; a function of (output) that returns the distribution of the targets; or a
+              callable object or class of this kind. Other options become keyword arguments;
+            - a name that an installed package adds (`spectra.losses`).
+        device: the device to which a loss that is a torch.nn.Module is moved; None: it stays.
+        dtype: the dtype to which its floating tensors are cast; None: their own.
 
     Raises:
         SpectraError: no such loss, or it does not take these options.
     """
     name, options = parse_spec(spec, OPTION)
     if is_place(name):
-        return _others(resolve(name, OPTION), name, options, device, dtype)
+        return _from_object(resolve(name, OPTION), name, options, device, dtype)
     if name not in LOSSES:
-        raise input_error(OPTION, name, f"is not a loss; {suggest(name, LOSSES)}, or {OWN}")
+        raise input_error(OPTION, name, f"it is not a known loss, and not file.py:name; {suggest(name, LOSSES)}")
     LOSSES.warn_of_clash(name, OPTION)
     found = LOSSES.load(name, OPTION)
     if LOSSES.is_added(name):
-        return _others(found, name, options, device, dtype)
+        return _from_object(found, name, options, device, dtype)
     return found(**read_options(found, spec, options))
 
 
-def _others(
+def _from_object(
     found: Any, name: str, options: dict[str, Any], device: torch.device | None, dtype: torch.dtype | None
 ) -> Loss:
-    """The loss that a user or a package has made: a function of (output, target), or an object of type `Loss`."""
-    if inspect.isclass(found) and isinstance(found, Loss):  # a class has its methods
+    """Make a loss of a user's or a package's object: a function of (output, target), or an object of type `Loss`."""
+    if inspect.isclass(found) and isinstance(found, Loss):  # the class has the methods of the protocol
         with seeded(0):
             found, options = call(found, name, options, OPTION), {}
     if isinstance(found, Loss):
@@ -68,16 +71,16 @@ def _others(
 
 
 def _function(found: Any, name: str, options: dict[str, Any], signature: str | None) -> Callable[..., Any]:
-    """A user's function, its options bound; of a class, an object made with them."""
+    """Bind options to a user's function, or make an object of a user's class with them."""
     if options.get("reduction", "") is None:
-        options = {**options, "reduction": "none"}  # a word that parse_spec reads as None
+        options = {**options, "reduction": "none"}  # parse_spec reads the word none as None
     if inspect.isclass(found):
         with seeded(0):
             found, options = call(found, name, options, OPTION), {}
     if not callable(found):
         came = type(found).__name__
         raise input_error(OPTION, name, f"expected a callable, got {came}; name a function of (output, target)")
-    if not is_torchs(found):  # which may take several outputs and targets
+    if not is_torchs(found):  # losses of PyTorch may take several outputs and targets
         taken = ["output"] if names_density(found) else ["output", "target"]
         if takes_model(found, name, signature):
             taken = ["model", "batch"]
@@ -92,12 +95,12 @@ def loss_of(
     dtype: torch.dtype | None = None,
     signature: str | None = None,
 ) -> Loss:
-    """The loss that a function or module of a user's or of PyTorch's stands for.
+    """Convert a function or module of the user or of PyTorch to a Loss.
 
-
-    One of PyTorch's becomes ours where there is such a one, which knows its distribution. A function of the output
-    alone returns the distribution of the targets, and an object may have a method `draw`. One of (model, batch) is a
-    BatchLoss: its first parameter is called model, or `signature` is "model". Others are a CustomLoss.
+    A loss of PyTorch becomes ours, which knows its distribution, if there is one. A function of (output) returns the
+    distribution of the targets, and becomes a DensityLoss. An object with a method `draw` becomes a DrawnLoss. A
+    function of (model, batch), recognised by its first parameter `model` or by `signature="model"`, becomes a
+    BatchLoss. Any other function becomes a CustomLoss.
     """
     if (ours := recognised(function)) is not None:
         return ours

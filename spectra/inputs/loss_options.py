@@ -1,4 +1,4 @@
-"""Options of the losses that have names: read as they are typed, and written again for records."""
+"""Options of named losses (`huber?delta=0.5`): parse them from text, and write them back as text for records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spectra.problem.losses import Loss, name_of
 from spectra.quoting import quoted
 
 OPTION = "`loss`"
-# Fields that are called otherwise as options, and those of a base class that are none.
+# Fields with another name as options, and inherited fields that are not options.
 TYPED_AS = {"class_weights": "weight", "element_weights": "weight"}
 NO_OPTIONS = {
     "nll": {"label_smoothing"},
@@ -28,11 +28,11 @@ NO_OPTIONS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """The values that an option takes."""
+    """The valid values of an option: a test, a description for messages, and a conversion."""
 
     fits: Callable[[Any], bool]
-    wanted: str  # to give, in words
-    made: Callable[[Any], Any] = lambda value: value
+    wanted: str
+    converted: Callable[[Any], Any] = lambda value: value
 
 
 def is_number(value: Any) -> bool:
@@ -46,18 +46,18 @@ def numbers(value: Any) -> list[Any]:
 
 
 def are_weights(value: Any) -> bool:
-    """Whether a value is numbers from 0 on, not all of them 0."""
+    """Whether a value is one or more numbers >= 0, not all of them 0."""
     return all(is_number(w) and w >= 0 for w in numbers(value)) and sum(numbers(value)) > 0
 
 
 def as_tensor(value: Any) -> Tensor:
-    """Numbers as a tensor (C,) in float64."""
+    """Convert one number or several to a float64 tensor (C,)."""
     return torch.tensor(numbers(value), dtype=torch.float64)
 
 
 def as_reduction(value: Any) -> str:
-    """A reduction as the losses have it: `none` is the mean."""
-    return "mean" if value in (None, "none") else value  # None is what is read of the word
+    """Convert a reduction of PyTorch to ours: `none` becomes `mean`."""
+    return "mean" if value in (None, "none") else value  # parse_spec reads the word none as None
 
 
 FLAG = Kind(lambda value: type(value) is bool, "true or false")
@@ -68,15 +68,15 @@ KINDS = {
     "ignore_index": Kind(lambda value: type(value) is int and abs(value) < 2**63, "an integer"),
     "class_dim": Kind(
         lambda value: value is None or (type(value) is int and value in (1, -1)),
-        "1, as PyTorch has it, or -1, the last",
+        "1, as in PyTorch, or -1, the last dimension",
     ),
     "class_weights": Kind(
         lambda value: value is None or (isinstance(value, tuple | list) and are_weights(value)),
-        "one number >= 0 a class, as weight=1,0.5,2",
+        "one number >= 0 for each class, such as weight=1,0.5,2",
         lambda value: None if value is None else as_tensor(value),
     ),
-    "element_weights": Kind(are_weights, "one number >= 0 an output, as weight=1,0.5,2", as_tensor),
-    "pos_weight": Kind(are_weights, "one number >= 0 an output, as pos_weight=3 or pos_weight=2,1", as_tensor),
+    "element_weights": Kind(are_weights, "one number >= 0 for each output, such as weight=1,0.5,2", as_tensor),
+    "pos_weight": Kind(are_weights, "one number >= 0 for each output, such as pos_weight=2,1", as_tensor),
     "delta": ABOVE_ZERO,
     "beta": ABOVE_ZERO,
     "eps": ABOVE_ZERO,
@@ -92,7 +92,7 @@ KINDS = {
 
 
 def option_names(kind: type[Loss]) -> dict[str, str]:
-    """The options of a loss, with the field of each."""
+    """Map the options of a loss to its fields."""
     hidden = NO_OPTIONS.get(getattr(kind, "name", ""), set())
     fields = [field.name for field in dataclasses.fields(cast(Any, kind))]
     names = [name for name in fields if name in KINDS and name not in hidden]
@@ -100,30 +100,30 @@ def option_names(kind: type[Loss]) -> dict[str, str]:
 
 
 def read_options(kind: type[Loss], spec: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a loss, from the options typed. Raises SpectraError where there is no such option or value."""
+    """Convert typed options to the fields of a loss. Raises SpectraError for an unknown option or a wrong value."""
     known = option_names(kind)
     found = {}
     for option, value in options.items():
         if option not in known:
-            raise input_error(OPTION, spec, f"has no option {quoted(option)}; {suggest(option, known)}")
+            raise input_error(OPTION, spec, f"this loss has no option {quoted(option)}; {suggest(option, known)}")
         field = known[option]
         batchwise = field == "reduction" and getattr(kind, "name", "") == "kl_div"
         wanted = KINDS["batch reduction" if batchwise else field]
         if not wanted.fits(value):
             raise input_error(OPTION, spec, f"{option} is {value!r}; give {wanted.wanted}")
-        found[field] = as_reduction(value) if field == "reduction" else wanted.made(value)
+        found[field] = as_reduction(value) if field == "reduction" else wanted.converted(value)
     return found
 
 
 def loss_name(loss: Loss) -> str:
-    """The name of a loss on the command line, with its options; that of a user's loss is its own."""
+    """Write a loss as on the command line, with its options; a user's loss has its own name."""
     name = name_of(loss)
     if not hasattr(loss, "value_weights"):
         return name
     written = {}
     for option, field in option_names(type(loss)).items():
         value = getattr(loss, field)
-        default = 1 if option == "class_dim" else getattr(type(loss), field)  # a field's default is the class's own
+        default = 1 if option == "class_dim" else getattr(type(loss), field)
         if value is not None and (isinstance(value, Tensor) or value != default):
             written[option] = as_text(value)
     query = "&".join(f"{option}={text}" for option, text in written.items())
@@ -131,8 +131,8 @@ def loss_name(loss: Loss) -> str:
 
 
 def as_text(value: Any) -> str:
-    """An option's value as it would be typed."""
-    if isinstance(value, Tensor) and value.ndim > 1:  # which cannot be typed
+    """Write an option's value as it would be typed."""
+    if isinstance(value, Tensor) and value.ndim > 1:  # cannot be typed
         return f"({' x '.join(map(str, value.shape))} numbers)"
     if isinstance(value, Tensor):
         return ",".join(map(repr, value.flatten().tolist()))

@@ -1,10 +1,10 @@
-"""Recognise the loss that a model returns as one of ours, taken of the logits that it returns beside it.
+"""Recognise the loss that a model returns as a known loss of the logits that it returns too.
 
-A model tells its loss for a batch, and no more: what it is of the logits, and how it weighs tokens of different
-batches, has to be known for GGN and Fisher matrices, and for a mean over all the data. So it is compared with our
-losses on some examples: in value and in its gradient by the parameters. A loss that agrees with none is taken as a
-function of the logits (`spectra.problem.own_loss`) where it depends on the parameters through them alone and examples
-stand alone; else as it is, batch by batch.
+A model returns only the value of its loss on a batch. GGN and Fisher matrices need the loss as a function of the
+logits, and a mean over all data needs the weight of each batch. So the model's loss is compared with our losses on some
+examples, in value and in its gradient with respect to the parameters. If none agrees, the loss is used as a function of
+the logits (`spectra.problem.own_loss`), provided that it depends on the parameters through the logits only and is a
+mean over independent examples. Otherwise it is used as it is, batch by batch.
 """
 
 from __future__ import annotations
@@ -33,49 +33,49 @@ from spectra.problem.outputs import entries
 from spectra.problem.own_loss import OwnLoss, producer_of
 from spectra.problem.side_effects import without_side_effects
 
-EXAMPLES = 8  # of the first batch and of the last, on which losses are compared
+EXAMPLES = 8  # of the first and of the last batch, on which losses are compared
 OF_LOGITS = "the model's own loss is not one that spectra knows, and is treated as a function of its logits"
-VALUE, SLOPE = 1e-5, 1e-4  # to which losses and their gradients agree in float32, relative; in float64 100 times finer
+VALUE, SLOPE = 1e-5, 1e-4  # relative tolerances of losses and gradients in float32; 100 times smaller in float64
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """The loss of its logits that a model computes by itself, and the batches that it is taken of."""
+    """A model's own loss as a loss of its logits, and the batches prepared for it."""
 
     loss: Loss
-    batches: list[Batch]  # with targets of their own
-    output: str | None  # the entry of the model's output that holds the logits
+    batches: list[Batch]  # with labels as targets
+    output: str | None  # path of the logits in the model's output
     note: str
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a batch of a model that returns its loss: our loss, and targets that are made of the labels."""
+    """One hypothesis about a model's own loss: which of our losses it is, and how targets are made from labels."""
 
     loss: Loss
     sentence: str
-    column: bool = False  # whether logits have a last dimension of one, and labels have none
+    column: bool = False  # whether logits have a last dimension of size 1 that labels lack
 
     def targets(self, labels: Tensor) -> Tensor:
-        """The targets of our loss."""
+        """Make the targets of our loss from the labels."""
         if isinstance(self.loss, CrossEntropy) and self.loss.shift:
             return next_labels(labels, self.loss.ignore_index, "data")
         return labels[..., None] if self.column else labels
 
 
 def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Tensor]) -> Recognised | None:
-    """The loss of its logits that the model's own is, and the batches to take it of; None where it is more than that.
+    """Find the loss of the logits that equals the model's own loss; None where the model computes something else.
 
     Args:
         model: a model that returns its loss.
-        batches: batches whose inputs are all that the model is called with.
-        parameters: the parameters by which gradients are compared.
+        batches: batches whose inputs are the arguments of the model, labels included.
+        parameters: the parameters with respect to which gradients are compared.
 
     Raises:
         SpectraError: the model fails on the data, or returns no loss.
     """
     with twice_differentiable(model), explained(), without_side_effects(model):
-        first, last = (some_of(batch) for batch in (batches[0], batches[-1]))
+        first, last = (first_examples(batch) for batch in (batches[0], batches[-1]))
         returned = called(model, first)
         own, logits = loss_in(returned), logits_in(returned)
         key = label_key(first.inputs)
@@ -83,7 +83,7 @@ def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[T
             return None
         ignored = ignored_label(batch.inputs[key] for batch in batches)
         views = []
-        for keep in (False, True):  # the labels among the model's inputs: without them it may refuse, or compute less
+        for keep in (False, True):  # whether labels stay among the inputs: some models need them to return logits
             halves = [separated(batch, key, keep) for batch in (first, last)]
             output, shown = shown_logits(model, halves[0].inputs, logits)
             if shown is not None:
@@ -96,19 +96,19 @@ def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[T
                     made = [replace(batch, targets=reading.targets(batch.targets)) for batch in made]
                     return Recognised(reading.loss, made, output or None, reading.sentence)
         for keep, halves, output, _ in views:
-            if found := of_logits(model, (first, last), halves, output, parameters):
+            if found := as_function_of_logits(model, (first, last), halves, output, parameters):
                 made = [replace(separated(batch, key, keep), targets=batch.inputs) for batch in batches]
                 return Recognised(found, made, output or None, OF_LOGITS)
     return None
 
 
-def of_logits(
+def as_function_of_logits(
     model: nn.Module, wholes: Sequence[Batch], halves: Sequence[Batch], output: str, parameters: Sequence[Tensor]
 ) -> CustomLoss | None:
-    """The model's own loss as a function of its logits; None where it is none, or where it ties examples together.
+    """Return the model's own loss as a function of its logits; None where it is not one, or couples examples.
 
-    It depends on the parameters through the logits alone, where its gradient is that of the function, and the function
-    of logits that are cut off has none.
+    The loss depends on the parameters through the logits only, if its gradient is that of the function, and the
+    gradient of the function at detached logits is zero.
     """
     function = None
     for whole, half in zip(wholes, halves, strict=True):
@@ -119,17 +119,17 @@ def of_logits(
             return None
         function = OwnLoss(model, producer)
         own, replaced = loss_in(call(model, inputs)), function(logits, inputs)
-        cut_off = function(logits.detach().requires_grad_(), inputs)
-        slopes = [flat_gradient(value, parameters) for value in (own, replaced, cut_off)]
+        detached = function(logits.detach().requires_grad_(), inputs)
+        slopes = [flat_gradient(value, parameters) for value in (own, replaced, detached)]
         finer = 1 if own.dtype == torch.float32 else 1e-2
         through = (slopes[0] - slopes[1]).norm() <= finer * SLOPE * slopes[0].norm() and not slopes[2].norm()
-        if not (through and stands_alone(model, whole)):
+        if not (through and is_mean_of_parts(model, whole)):
             return None
     return function and CustomLoss(function, "model")
 
 
-def stands_alone(model: nn.Module, batch: Batch) -> bool:
-    """Whether the loss of a batch is the mean of those of its parts."""
+def is_mean_of_parts(model: nn.Module, batch: Batch) -> bool:
+    """Whether the loss of a batch is the mean of the losses of its halves."""
     count = len(batch)
     if count < 2:
         return True
@@ -143,20 +143,20 @@ def stands_alone(model: nn.Module, batch: Batch) -> bool:
 
 
 def logits_of(model: nn.Module, batch: Batch, output: str) -> Tensor:
-    """The logits in the model's output for a batch without its labels."""
+    """Return the logits in the model's output for a batch; `output` is their path, empty for the output itself."""
     returned = forward(model, detached_inputs(batch.inputs, True))
     return returned if not output else dict(places(returned))[output]
 
 
-def some_of(batch: Batch) -> Batch:
-    """The first examples of a batch, or all of it where it cannot be cut."""
+def first_examples(batch: Batch) -> Batch:
+    """Return the first examples of a batch, or all of it where it cannot be cut."""
     with suppress(SpectraError, TypeError, IndexError):
         return batch.part(slice(EXAMPLES))
     return batch
 
 
 def called(model: nn.Module, batch: Batch) -> Any:
-    """What the model returns for a batch. Raises SpectraError where it fails."""
+    """Call the model on a batch. Raises SpectraError where it fails."""
     try:
         with torch.enable_grad():
             return call(model, detached_inputs(batch.inputs, True))
@@ -169,17 +169,20 @@ def called(model: nn.Module, batch: Batch) -> Any:
 
 
 def remedy(model: nn.Module) -> str:
-    """What to do about a model that fails while it computes its loss."""
+    """Return the advice for a model that fails while it computes its loss."""
     if not is_lightning(model):
-        return "check that `model` fits `data`, or name a `loss` if the model computes none"
+        return (
+            "with `loss` model, it is called with the whole batch, labels included, and has to return its loss; check "
+            "that `model` fits `data`, or name another `loss`"
+        )
     return (
-        "its training_step is called with a batch alone, without a trainer, logger or optimiser; check that `model` "
+        "its training_step is called with a batch only, without a trainer, logger or optimizer; check that `model` "
         "fits `data`, or name a `loss`"
     )
 
 
 def label_key(inputs: Any) -> Any:
-    """Where a batch holds its labels: a key of a mapping, or the last place of a pair; None where it shows none."""
+    """Find the labels of a batch: their key in a mapping, or index 1 of a pair; None where it is not clear."""
     if isinstance(inputs, Mapping):
         held = [key for key in TARGETS if isinstance(inputs.get(key), Tensor)]
         held = held or [key for key in OTHER_TARGETS if isinstance(inputs.get(key), Tensor)]
@@ -188,7 +191,7 @@ def label_key(inputs: Any) -> Any:
 
 
 def separated(batch: Batch, key: Any, keep: bool) -> Batch:
-    """The batch with its labels as targets, and among the inputs where they are kept there."""
+    """Make the labels of a batch its targets; with `keep`, they stay among the inputs too."""
     labels = batch.inputs[key]
     if isinstance(batch.inputs, Mapping):
         rest = {name: value for name, value in batch.inputs.items() if keep or name != key}
@@ -198,13 +201,15 @@ def separated(batch: Batch, key: Any, keep: bool) -> Batch:
 
 
 def shown_logits(model: nn.Module, inputs: Any, logits: Tensor | None) -> tuple[str, Tensor | None]:
-    """Where the output for these inputs holds logits, and these: a path, empty for the output itself.
+    """Find the logits in the model's output for these inputs.
 
     Args:
-        logits: what the model returns beside its loss; None where that is nothing: then the output itself is taken.
+        model: the model.
+        inputs: its inputs, with or without labels.
+        logits: the logits that it returns with its loss; None where it returns none: the output itself is used then.
 
     Returns:
-        The path and the logits; None in place of the logits where the output holds none.
+        The path of the logits, empty for the output itself, and the logits; None where the output holds no logits.
     """
     with suppress(Exception):
         returned = forward(model, detached_inputs(inputs, True))
@@ -218,7 +223,7 @@ def shown_logits(model: nn.Module, inputs: Any, logits: Tensor | None) -> tuple[
 
 
 def places(returned: Any) -> Iterator[tuple[str, Any]]:
-    """The entries of an output that may be logits, with their paths."""
+    """Yield the entries of an output that may be logits, with their paths."""
     found = entries(returned)
     yield from ((name, found[name]) for name in ("logits", "0", "1") if name in found)
 
@@ -229,13 +234,13 @@ def same(one: Tensor, two: Tensor) -> bool:
 
 
 def ignored_label(labels: Iterable[Tensor]) -> int:
-    """The label that does not count: the lowest where that is negative, as -1 is in nanoGPT, else PyTorch's -100."""
+    """Return the label to ignore: the lowest one if it is negative, such as -1 in nanoGPT, else PyTorch's -100."""
     lowest = min(int(part.min()) if part.numel() and not part.is_floating_point() else 0 for part in labels)
     return lowest if lowest < 0 else CrossEntropy.ignore_index
 
 
 def readings(logits: Tensor, labels: Tensor, ignored: int) -> Iterator[Reading]:
-    """The losses of ours whose shapes fit."""
+    """Yield the losses of ours that fit the shapes of logits and labels."""
     entropy = {dim: CrossEntropy(class_dim=dim, ignore_index=ignored) for dim in (-1, 1)}
     if not labels.is_floating_point():
         if labels.shape == logits.shape[:-1] and labels.ndim == 2:
@@ -259,7 +264,7 @@ def readings(logits: Tensor, labels: Tensor, ignored: int) -> Iterator[Reading]:
 def agree(
     model: nn.Module, whole: Batch, half: Batch, output: str, reading: Reading, parameters: Sequence[Tensor]
 ) -> bool:
-    """Whether our loss is the model's own on a batch, in value and in its gradient by the parameters."""
+    """Whether our loss equals the model's own loss on a batch, in value and in its gradient."""
     own = loss_in(call(model, detached_inputs(whole.inputs, True)))
     logits = logits_of(model, half, output)
     targets = reading.targets(half.targets)
@@ -272,7 +277,7 @@ def agree(
     if not weight:
         return False
     ours = reading.loss.total(rows, targets) / weight
-    finer = 1 if own.dtype == torch.float32 else 1e-2  # many models compute their loss in float32 whatever their dtype
+    finer = 1 if own.dtype == torch.float32 else 1e-2  # many models compute their loss in float32 in any case
     if not abs(ours.item() - own.item()) <= finer * VALUE * abs(own.item()):
         return False
     slopes = [flat_gradient(value, parameters) for value in (own, ours)]
@@ -280,6 +285,6 @@ def agree(
 
 
 def flat_gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """The gradient of a number by the parameters, in one vector."""
+    """Return the gradient of a scalar with respect to the parameters as one vector."""
     gradients = torch.autograd.grad(value, list(parameters), allow_unused=True, materialize_grads=True)
     return torch.cat([g.flatten() for g in pytree.tree_leaves(gradients)])

@@ -1,4 +1,4 @@
-"""Operators that a user names or gives, in place of a network: files of numbers, objects by their place, and objects.
+"""Load a matrix or operator that a user names or gives in place of a network.
 
     matrix.npy                      a dense matrix, which stays in its file
     matrix.npz                      a dense matrix (?key=NAME of several arrays), or a SciPy sparse one
@@ -6,7 +6,7 @@
     file.py:name, package.module:name
                                     anything that `as_operator` takes, or a function that returns it (?key=value)
 
-No pickle is read.
+Pickles are never read.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ from spectra.quoting import quoted
 from spectra.records.problem import OperatorRecord
 
 OPTION = "`operator`"
-LONGEST = 24  # characters of a name, so that columns with numbers have room beside it
-SPARSE = {"format", "shape", "data"}  # arrays of a file that scipy.sparse.save_npz has written
+LONGEST = 24  # characters of a name, so that a table has room for numbers
+SPARSE = {"format", "shape", "data"}  # arrays in a file of scipy.sparse.save_npz
 ONE = "name a file.npy, .npz or .mtx, or file.py:name or package.module:name"
 
 
 @dataclass(frozen=True)
 class GivenOperator:
-    """An operator that was named or given, ready for products, and what a record tells of it."""
+    """An operator ready for matrix-vector products, and its record."""
 
     operator: Any  # a SymmetricOperator
     record: OperatorRecord
     notes: list[str]
-    seconds: float  # that it took to read and check
+    seconds: float  # to read and check it
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """Its name in results."""
         return self.record.name
 
 
 @dataclass(frozen=True)
 class Operators:
-    """Operators that a request is about, in place of a problem.
+    """The operators of a request, in place of a problem.
 
     Attributes:
         given: names, as on the command line, or objects that `as_operator` takes.
-        device: to which matrices of entries go; None: that of a tensor, else auto.
-        dtype: float32 or float64, in which entries are multiplied; None: their own.
-        seed: of random vectors.
+        device: the device for matrices that are given by their entries; None: that of a tensor, else auto.
+        dtype: float32 or float64, for products with entries; None: the dtype of the entries.
+        seed: the seed of random vectors.
     """
 
     given: tuple[Any, ...]
@@ -74,16 +74,16 @@ class Operators:
     seed: int = 0
 
     def load(self) -> list[GivenOperator]:
-        """All operators, with names of their own and of one dtype. Raises SpectraError."""
+        """Load all operators, with distinct names and one dtype. Raises SpectraError."""
         dtype = chosen_dtype(self.dtype)
         found = [load_operator(one, dtype) for one in self.given]
         if len({one.operator.dtype for one in found}) > 1:  # all are multiplied by the same vectors
             found = [load_operator(one, torch.float64) for one in self.given]
-        return with_own_names(found)
+        return with_distinct_names(found)
 
 
 def chosen_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The dtype asked for, or None. Raises ArgumentError."""
+    """Return the requested dtype, or None. Raises ArgumentError."""
     if dtype is None:
         return None
     name = str(dtype).removeprefix("torch.")
@@ -92,8 +92,8 @@ def chosen_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return DTYPES[name]
 
 
-def with_own_names(found: Sequence[GivenOperator]) -> list[GivenOperator]:
-    """The operators, of which no two have the same name: of equal ones all but the first are numbered."""
+def with_distinct_names(found: Sequence[GivenOperator]) -> list[GivenOperator]:
+    """Append numbers to equal names of operators, except to the first of them."""
     taken: dict[str, int] = {}
     kept = []
     for one in found:
@@ -104,10 +104,10 @@ def with_own_names(found: Sequence[GivenOperator]) -> list[GivenOperator]:
 
 
 def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator:
-    """One operator, from its name or as it is. Raises SpectraError."""
+    """Load one operator from its name, or convert a given object. Raises SpectraError."""
     start = time.perf_counter()
     spec = quoted(given) if isinstance(given, str) else f"{type(given).__name__} {GIVEN}"
-    with taking_memory(f"{OPTION} {spec}", "take a smaller matrix, or a function that multiplies by it"):
+    with taking_memory(f"{OPTION} {spec}", "use a smaller matrix, or a function that multiplies by it"):
         value, name, digest = found_at(given) if isinstance(given, str) else (given, type(given).__name__, None)
         notes: list[str] = []
         with errors_about(spec):
@@ -116,7 +116,7 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
                 refuse_entries(operator, "operator", single=False)
             operator = as_operator(operator, dtype=dtype, symmetric=False, tell=notes.append)
     own = getattr(value, "name", None)
-    told = getattr(value, "notes", None)
+    own_notes = getattr(value, "notes", None)
     record = OperatorRecord(
         spec=spec,
         name=quoted(own if isinstance(own, str) and own else name, LONGEST),
@@ -126,13 +126,13 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
         dtype=str(operator.dtype).removeprefix("torch."),
         sha256=digest,
     )
-    notes += [str(note) for note in told] if isinstance(told, list | tuple) else []
+    notes += [str(note) for note in own_notes] if isinstance(own_notes, list | tuple) else []
     return GivenOperator(operator, record, notes, time.perf_counter() - start)
 
 
 @contextmanager
 def errors_about(spec: str):
-    """A context in which errors about `operator` name it."""
+    """Add the name of the operator to errors about `operator` inside this context."""
     try:
         yield
     except ArgumentError as error:
@@ -141,33 +141,33 @@ def errors_about(spec: str):
 
 
 def kind_of(operator: Any) -> str:
-    """What an operator is, in a word or a few."""
+    """Describe the kind of an operator in a few words."""
     if isinstance(operator, Tensor):
         return "dense" if operator.layout is torch.strided else "sparse"
     return operator.what if isinstance(operator, Products) else type(operator).__name__
 
 
 def stored_entries(operator: Any) -> int | None:
-    """The number of entries that are held; None of what is known by its products alone."""
+    """Return the number of stored entries; None for an operator without entries."""
     if not isinstance(operator, Tensor):
         return None
     return operator.numel() if operator.layout is torch.strided else operator.values().numel()
 
 
 def found_at(spec: str) -> tuple[Any, str, str | None]:
-    """The object that a name stands for, what results call it, and the SHA-256 of the file it is in."""
+    """Load the object with a name, and return it with its name in results and the SHA-256 of its file."""
     name, options = parse_spec(spec, OPTION)
     if is_code(name):
         return named_object(name, options)
     suffix = next((one for one in READERS if name.lower().endswith(one)), None)
     if suffix is None:
-        raise input_error(OPTION, spec, f"is not a known kind of matrix; {ONE}")
+        raise input_error(OPTION, spec, f"it is not a known kind of matrix; {ONE}")
     reader = READERS[suffix]
     if reader is not read_npz and options:
         raise input_error(OPTION, spec, f"it takes no options; write {name}")
     path = Path(name)
     try:
-        with open_regular(path):  # a pipe, or nothing at all, is refused before a library meets it
+        with open_regular(path):  # refuses a pipe or a missing file before a library opens it
             pass
         found = reader(path, spec, options)
         digest = sha256(path)
@@ -180,11 +180,14 @@ def found_at(spec: str) -> tuple[Any, str, str | None]:
 
 
 def named_object(name: str, options: dict[str, Any]) -> tuple[Any, str, str | None]:
-    """The object at `file.py:name` or `package.module:name`; a function without a size is called for it."""
+    """Import `file.py:name` or `package.module:name`, and call it if it is a function without a size.
+
+    Returns the object, its name in results, and the SHA-256 of its file, None for a module.
+    """
     value = resolve(name, OPTION)
     if options or builds(value):
         if not options and wants_vector(value):
-            text = "it takes a vector, and does not say of which size; write its size beside it, as NAME.size = n"
+            text = "it is a function of a vector without a size; add a line NAME.size = n after its definition"
             raise input_error(OPTION, name, text)
         value = call(value, name, options, OPTION)
     place = place_of(name)
@@ -193,28 +196,28 @@ def named_object(name: str, options: dict[str, Any]) -> tuple[Any, str, str | No
 
 
 def builds(value: Any) -> bool:
-    """Whether a value is a function or a class that returns an operator, and none itself."""
+    """Whether a value is a function or class that returns an operator, and is not an operator itself."""
     return inspect.isclass(value) or (callable(value) and size_of(value) is None and not hasattr(value, "shape"))
 
 
 def wants_vector(value: Any) -> bool:
-    """Whether a function has an argument that must be given, as one that multiplies has."""
+    """Whether a function has a required argument, as a function that multiplies a vector has."""
     parameters = getattr(signature_of(value), "parameters", {}).values()
     return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def read_npy(path: Path, spec: str, _options: dict[str, Any]) -> np.ndarray:
-    """The array of a .npy file, mapped into memory: pages of it are read as they are multiplied."""
+    """Map the array of a .npy file into memory, so that pages are read when products use them."""
     try:
         return np.load(path, mmap_mode="c", allow_pickle=False)
     except OSError:
         raise
     except Exception as error:
-        raise damaged(spec, "npy", "numpy.save(file, A)", error) from error
+        raise damaged(spec, ".npy", "numpy.save(file, A)", error) from error
 
 
 def read_npz(path: Path, spec: str, options: dict[str, Any]) -> Any:
-    """The matrix of a .npz file: as scipy.sparse.save_npz writes it, or the one array of two dimensions."""
+    """Read the matrix of a .npz file: of scipy.sparse.save_npz, or its only array, or the array named by `key`."""
     if unknown := options.keys() - {"key"}:
         raise input_error(OPTION, spec, f"it has no option {min(unknown)}; write {path}?key=NAME")
     try:
@@ -229,7 +232,7 @@ def read_npz(path: Path, spec: str, options: dict[str, Any]) -> Any:
         raise
     except Exception as error:
         way_out = "numpy.savez(file, A=A) or scipy.sparse.save_npz(file, A)"
-        raise damaged(spec, "npz", way_out, error) from error
+        raise damaged(spec, ".npz", way_out, error) from error
     if "key" in options:
         raise input_error(OPTION, spec, f"it has no array {quoted(options['key'], 40)}; {suggest(key, names)}")
     held = ", ".join(quoted(one, 40) for one in names[:5]) or "nothing"
@@ -237,7 +240,7 @@ def read_npz(path: Path, spec: str, options: dict[str, Any]) -> Any:
 
 
 def read_sparse(path: Path) -> Any:
-    """The matrix that scipy.sparse.save_npz has written; its indices are checked, since nobody else does."""
+    """Read a matrix of scipy.sparse.save_npz, and check its indices, which load_npz does not."""
     from scipy import sparse
 
     matrix = sparse.load_npz(path)
@@ -247,7 +250,7 @@ def read_sparse(path: Path) -> Any:
 
 
 def read_matrix_market(path: Path, spec: str, _options: dict[str, Any]) -> Any:
-    """The matrix of a Matrix Market file, dense or sparse."""
+    """Read the matrix of a Matrix Market file, dense or sparse."""
     from scipy.io import mmread
 
     try:
@@ -268,8 +271,8 @@ READERS: dict[str, Callable[[Path, str, dict[str, Any]], Any]] = {  # by the end
 
 
 def damaged(spec: str, kind: str, way_out: str, error: Exception) -> SpectraError:
-    """The error for a file that is not what its name says: NumPy's own message speaks of pickles, which none reads."""
+    """Make the error for a file with another content; NumPy's own message would suggest to allow pickles."""
     pickled = any(sign in str(error).lower() for sign in ("pickle", "object"))
     why = "it holds Python objects, which are never unpickled, or" if pickled else "it is damaged, or"
-    text = f"{why} no {kind} file of numbers ({type(error).__name__}); save numbers with {way_out}"
+    text = f"{why} not a {kind} file of numbers ({type(error).__name__}); save numbers with {way_out}"
     return input_error(OPTION, spec, text)

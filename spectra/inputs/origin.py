@@ -1,10 +1,11 @@
-"""Decide whose code a name stands for: that of known packages, of a file's neighbours, or any code at all.
+"""Decide where the code behind a name comes from, and whether it may run.
 
-A result is data: of the names in it only those run that come with spectra, torchvision, transformers or timm, and make
-a network, a data set or a transform. A program in a file (torch.export, TorchScript) is code like any other. Names that
-other packages have added by entry points do not run, but for those of matrices: they take no options, so that whoever
-wrote the result chooses among installed code, and tells it nothing. A TOML file and a plan are programs of their
-author: what they name lies beside them or is installed. Whoever types a name on the command line vouches for it.
+- A name that the user types on the command line may run any code.
+- A result file is data. Names in it run only if they belong to spectra, torchvision, transformers or timm, and make a
+  network, a data set or a transform. Programs in files (torch.export, TorchScript) count as code. Names that other
+  packages have added by entry points do not run, except those of matrices: they take no options, so the author of the
+  result only chooses among installed code.
+- A TOML file or a sweep's plan may name files in its own folder and installed packages.
 """
 
 from __future__ import annotations
@@ -21,30 +22,28 @@ from typing import Any
 
 from spectra.inputs.registers import MODELS, is_added
 
-# What comes with Python makes no network, and os:system, subprocess:run or builtins:exec do what nobody asked for.
+# Python's own modules make no network, and names such as os:system or builtins:exec would be dangerous.
 STANDARD = sys.stdlib_module_names | {"__main__", "test", "pip", "setuptools", "pkg_resources"}
 RUN = ("model", "data", "transform", "loss", "held_out", "operator", "precondition")  # options whose values name code
 OURS = ("spectra.demo:mlp",)
 PACKAGES = ("torchvision", "transformers", "timm")
-PREFIXES = tuple(f"{package}:" for package in PACKAGES)  # of names that make a network of their own options and data
+PREFIXES = tuple(f"{package}:" for package in PACKAGES)
 
 
 def is_code(spec: str, option: str = "") -> bool:
-    """Whether a name has the form `file.py:name` or `package.module:name`, and is neither a file of numbers nor a
-    folder. A file that is a model is a program.
-    """
+    """Whether a name stands for code: `file.py:name`, `package.module:name`, or a file given as a model (a program)."""
     name = spec.partition("?")[0]
     place, colon, _ = name.rpartition(":")
     return name.endswith(".py") or bool(colon and place) or (option == "model" and names_file(name))
 
 
 def names_file(name: str) -> bool:
-    """Whether the name of a model is that of a file, by its form."""
+    """Whether the name of a model has the form of a file name."""
     return not (":" in name or name.endswith(".py") or name in MODELS)
 
 
 def is_strange(spec: str, option: str = "") -> bool:
-    """Whether it is code, and not by one of the names that spectra and known packages have for it."""
+    """Whether a name stands for code that belongs neither to spectra nor to a known package."""
     if any(is_added(one, spec) for one in RUN):
         return True
     name = spec.partition("?")[0]
@@ -52,10 +51,11 @@ def is_strange(spec: str, option: str = "") -> bool:
 
 
 def comes_with_packages(option: str, spec: str) -> bool:
-    """Whether a name in a result may run: it is data, or what the packages list as theirs.
+    """Whether a name in a result file may be used: it stands for data, or for an object of a known package.
 
     Args:
-        option: the option that it is given to, of RUN.
+        option: the option that the name is given to, one of RUN.
+        spec: the name with its options.
     """
     name, _, query = spec.partition("?")
     if is_added(option, spec):
@@ -75,7 +75,7 @@ def comes_with_packages(option: str, spec: str) -> bool:
 
 
 def _is_network(package: str, place: str, attribute: str, query: str) -> bool:
-    """Whether it is a class of networks, or a function in the package's own list of models."""
+    """Whether an attribute of a package is a class of networks, or a function in the package's list of models."""
     try:
         found = getattr(importlib.import_module(place), attribute)
     except Exception:
@@ -86,17 +86,19 @@ def _is_network(package: str, place: str, attribute: str, query: str) -> bool:
         return issubclass(found, nn.Module)
     listed = {"torchvision": "torchvision.models:list_models", "timm": "timm:list_models"}
     if package not in listed or "{" in query or not getattr(found, "__module__", "").startswith(f"{package}.models"):
-        return False  # options of timm that are mappings name files to read
+        return False  # mappings among the options of timm may name files to read
     module, _, names = listed[package].partition(":")
     return attribute in getattr(importlib.import_module(module), names)()
 
 
 def lies_beside(spec: str, folder: Path, start: Path, option: str = "") -> bool:
-    """Whether what a file in `folder` names is a file there or below, or in an installed package.
+    """Whether a name in a file of `folder` stands for a file in or below that folder, or for an installed package.
 
     Args:
-        start: the directory in which it will run, from which relative paths are read and modules taken first.
-        option: the option that it is given to.
+        spec: the name with its options.
+        folder: the folder of the file that contains the name.
+        start: the working directory of the run, for relative paths, and for modules before the installed ones.
+        option: the option that the name is given to.
     """
     if not is_code(spec, option):
         return True
@@ -105,13 +107,13 @@ def lies_beside(spec: str, folder: Path, start: Path, option: str = "") -> bool:
         return _inside(start / place, folder)
     top = place.partition(".")[0]
     if top in sys.modules or not (found := PathFinder.find_spec(top, [str(start)])):
-        return True  # installed, or nowhere: who imports it says so
+        return True  # installed, or missing, which the import reports
     files = [found.origin] if found.origin else found.submodule_search_locations or ()
     return all(_inside(file, folder) for file in files)
 
 
 def is_standard(spec: str) -> bool:
-    """Whether the module or file that a name stands in comes with Python."""
+    """Whether the module or file of a name belongs to Python's standard library."""
     if not is_code(spec):
         return False
     place = place_of(spec)
@@ -122,8 +124,9 @@ def is_standard(spec: str) -> bool:
 
 
 def made_standard(found: Any) -> bool:
-    """Whether a function, class or module comes with Python, whoever has imported it: `system` in a file that imports
-    os. A method comes with Python where its class does.
+    """Whether a function, class or module belongs to the standard library, even if another module has imported it.
+
+    A method belongs to it if its class does.
     """
     while isinstance(found, partial):
         found = found.func
@@ -139,16 +142,16 @@ def made_standard(found: Any) -> bool:
 
 
 def place_of(spec: str) -> str:
-    """The `path/to/file.py` or `package.module` of `path/to/file.py:name?key=value`."""
+    """Return the `path/to/file.py` or `package.module` of `path/to/file.py:name?key=value`."""
     name = spec.partition("?")[0]
     return name.rpartition(":")[0] or name
 
 
 def is_path(place: str) -> bool:
-    """Whether the place of a name is a file, and not a module."""
+    """Whether the place of a name is a file, rather than a module."""
     return place.endswith(".py") or "/" in place or os.sep in place
 
 
 def _inside(file: Path | str, folder: Path) -> bool:
-    """Whether a file lies in a folder, links followed."""
+    """Whether a file lies in or below a folder, after following links."""
     return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))

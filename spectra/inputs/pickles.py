@@ -1,8 +1,8 @@
-"""Check a pickle of tensors by its opcodes, without making any of its objects.
+"""Check a pickle of tensors by its opcodes, without creating any of its objects.
 
-Torch's reader runs nothing of a stranger's, but it trusts sizes: it takes memory for storages before it looks for them,
-and CPython hashes tuples by recursion in C, so that one of a hundred thousand levels as a key ends the process, and one
-whose parts repeat (a = (b, b), b = (c, c), ...) never ends.
+Torch's reader runs no code from a file, but it trusts sizes: it allocates a storage before it looks for the data. And
+CPython hashes tuples by recursion in C: a key that is a tuple nested 100,000 times crashes the process, and hashing one
+with repeated parts (a = (b, b), b = (c, c), ...) never ends.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import zipfile
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-DEEPEST, LARGEST = 100, 10**6  # levels of a tuple, and its parts, each as often as it is met
+DEEPEST, LARGEST = 100, 10**6  # most levels and parts of a tuple; repeated parts count each time
 DATA = ("data.pkl", "constants.pkl")  # in torch's archives
-PICKLES = 5  # in torch's old files: number, version, system, what was saved, keys
-# Bytes of a number by the name of its storage; quantised and untyped ones have one.
+PICKLES = 5  # in torch's old format: magic number, version, system, the saved object, keys
+# Bytes of a number by the name of its storage; 1 for quantised and untyped storages.
 WIDTHS = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2}
 WIDTHS |= {"ComplexDouble": 16, "ComplexFloat": 8}
 
 
 class Value(NamedTuple):
-    """The result of an opcode on the stack: a number, a text, a tuple of values, or None for anything else."""
+    """A value on the stack: a number, a string, a tuple of values, or None for any other object."""
 
     held: Any = None
     depth: int = 0
@@ -32,17 +32,17 @@ MARK = Value("the mark")
 
 
 def fault(file: IO[bytes], size: int) -> str | None:
-    """The fault of a file of torch's of `size` bytes, in words; None where nothing is found."""
+    """Describe what is wrong with a torch file of `size` bytes; None where nothing is found."""
     storages: dict[Any, int] = {}
     try:
         for pickle in _pickles(file, size):
             if text := _scan(pickle, storages):
                 return text
             if (promised := sum(storages.values())) > size:
-                return f"it promises {promised:,} bytes of tensors and holds {size:,}"
+                return f"it declares {promised:,} bytes of tensors, but holds {size:,} bytes"
     except Overfull as error:
         return str(error)
-    except Exception:  # no pickle, or a damaged one: reading it says so
+    except Exception:  # not a pickle, or a damaged one, which reading it reports
         return None
     finally:
         file.seek(0)
@@ -62,16 +62,16 @@ def _pickles(file: IO[bytes], size: int) -> Iterator[Any]:
         return
     with zipfile.ZipFile(file) as archive:
         if (promised := sum(info.file_size for info in archive.infolist())) > size:
-            raise Overfull(f"it would unpack to {promised:,} bytes and holds {size:,}")
+            raise Overfull(f"it would unpack to {promised:,} bytes, but holds {size:,}")
         for name in archive.namelist():
             if name.rpartition("/")[2] in DATA:
                 yield archive.read(name)
 
 
 def _scan(pickle: Any, storages: dict[Any, int]) -> str | None:
-    """Follow the stack of one pickle, and return the fault of its tuples, if any.
+    """Follow the stack of one pickle, and describe a tuple that is too deep or too large; None where there is none.
 
-    The bytes of its storages go into `storages`.
+    The bytes of each storage are put into `storages`.
     """
     stack: list[Value] = []
     memo: dict[int, Value] = {}
@@ -92,7 +92,7 @@ def _scan(pickle: Any, storages: dict[Any, int]) -> str | None:
             count = TUPLES[name]
             made = _tuple(_popped(stack, count) if count is not None else _to_mark(stack))
             if made.depth > DEEPEST or made.size > LARGEST:
-                return "it holds a tuple of tuples without end"
+                return "it holds a nested tuple that is too deep or too large"
             stack.append(made)
         else:
             if name == "BINPERSID":
@@ -130,9 +130,9 @@ def _tuple(parts: list[Value]) -> Value:
 
 
 def _count_storage(saved: Any, storages: dict[Any, int]) -> None:
-    """Note the bytes of a storage.
+    """Add the bytes of a storage to `storages`.
 
-    Torch saves it as ("storage", "torch FloatStorage", key, place, count of numbers).
+    Torch saves a storage as ("storage", "torch FloatStorage", key, location, number of elements).
     """
     if isinstance(saved, tuple) and len(saved) >= 5 and isinstance(saved[4], int):
         kind = str(saved[1]).rpartition(" ")[2].removesuffix("Storage")

@@ -1,4 +1,4 @@
-"""Make a Problem from everything that a user names, and the record that describes it."""
+"""Make a Problem, and the record that describes it, from all arguments of the user."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ class Loaded:
 
     problem: Problem
     record: ProblemRecord
-    checkpoint: dict[str, Any] | None = None  # as load_checkpoint tells it
-    told: tuple[str, ...] = ()  # how the data were read, which the user should know before the work
+    checkpoint: dict[str, Any] | None = None  # what load_checkpoint returned
+    told: tuple[str, ...] = ()  # notes on how the data were read, shown before the work begins
 
 
-def unheard(_stage: str) -> None:
-    """Ignore the stages of loading."""
+def ignore_stage(_stage: str) -> None:
+    """Ignore the name of a stage of loading."""
 
 
-def anything(_loss: Loss, _size: int) -> None:
-    """Accept every loss and model."""
+def accept_any(_loss: Loss, _size: int) -> None:
+    """Accept every loss and number of parameters."""
 
 
 def load_problem(
@@ -82,8 +82,8 @@ def load_problem(
     dtype: str | torch.dtype | None = None,
     seed: int = 0,
     processes: Processes | None = None,
-    begins: Callable[[str], None] = unheard,
-    fits: Callable[[Loss, int], None] = anything,
+    begins: Callable[[str], None] = ignore_stage,
+    fits: Callable[[Loss, int], None] = accept_any,
 ) -> Loaded:
     """Build a model, load its weights and data, and check that they fit each other.
 
@@ -92,21 +92,21 @@ def load_problem(
             it is, or copied where its dtype or device has to change.
         data: a DataLoader, batches (x, y), tensors (x, y), or a name as on the command line.
         loss: a loss of spectra or PyTorch, a function, or a name.
-        loss_part: the key of one part of a loss that returns a mapping; None: the sum of all parts.
+        loss_part: the key of one part of a loss that returns a mapping of parts; None: the sum of all parts.
         checkpoint: the file with the weights of a named model.
         checkpoint_key: the entry of that file that holds the weights.
         transform: the name of a function that is applied to every x of named data.
         output: which tensor is the output of a model that returns several, such as `logits` or `0.hidden`.
-        samples: the number of examples, which are chosen at random by the seed; None: all.
+        samples: the number of examples, chosen at random with the seed; None: all.
         batch_size: the number of examples in a batch; None: as many as fit memory.
         memory: bytes for products beyond model and data.
         params: glob patterns of parameter names; empty: all parameters that require gradients.
         wrt: parameters, or inputs: differentiate the loss of each example by its input; inputs:NAME where there are
             several. The problem is then an `InputProblem`.
         mc_samples: the number of labels that fisher-mc draws for each example.
-        recompute_activations: compute blocks of the model anew for derivatives, which takes less memory and more time;
-            None: where memory does not hold a product of one example.
-        weight_decay: the coefficient of |theta|^2 / 2, which is added to the loss.
+        recompute_activations: recompute activations in the backward pass (checkpointing), which takes less memory and
+            more time; None: only if memory is too small for a product of one example.
+        weight_decay: the coefficient of |theta|^2 / 2, which is added to the loss; theta are the parameters.
         device: auto, cpu, cuda, cuda:1 or another torch device; None: that of a module, otherwise auto.
         dtype: float32 or float64, the type of parameters, data and vectors; None: that of a module, otherwise float32.
         seed: random seed.
@@ -139,7 +139,7 @@ def load_problem(
     weighted = model_on(model, checkpoint, checkpoint_key, seed, place, params)
     network, parameters = weighted.model, choose_parameters(weighted.model, params) if wrt == PARAMETERS else {}
     size = sum(p.numel() for p in parameters.values())
-    if not isinstance(objective, ModelLoss) and wrt == PARAMETERS:  # what that is, the data will show
+    if not isinstance(objective, ModelLoss) and wrt == PARAMETERS:  # a ModelLoss is recognised after the data are read
         fits(objective, size)
 
     begins("reading the data")
@@ -150,7 +150,7 @@ def load_problem(
             view = choose_transform(transform, typed["model"])
             examples = load_data(data, samples, seed, view, wanted, batch_size)
         else:
-            refuse_of_names({"transform": transform}, "`data` apply it to them")
+            refuse_of_names({"transform": transform}, "apply it to `data` yourself")
             examples = own_data(data, samples, seed, batch_size, wanted)
         whole = isinstance(examples, Data)
         given = examples.cut(len(examples))
@@ -161,7 +161,7 @@ def load_problem(
         given = [brought(batch, *place) for batch in given]
     told = [*examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
     if isinstance(objective, CrossEntropy) and objective.shift:
-        told.append("labels are those of the next tokens: they were shifted by one place here")
+        told.append("labels are the next tokens: they were shifted by one place here")
     if wrt != PARAMETERS:
         network, objective, given = inputs_apart(network, objective, given, wrt.partition(":")[2] or None)
         parameters = {INPUTS: network.inputs}
@@ -191,7 +191,7 @@ def load_problem(
         stays = takes_whole_batches(problem)
         fitting = len(examples) if stays else fitting_batch_size(problem, len(examples), memory)
         problem = replace(problem, batches=cut(given, fitting, whole))
-        if isinstance(objective, CustomLoss | BatchLoss):  # whose mean over a batch may be another in other batches
+        if isinstance(objective, CustomLoss | BatchLoss):  # their value may depend on the batches
             value = evaluate(problem)
 
     typed |= {"params": list(params), "transform": examples.transform, **facts_of(weighted.checkpoint)}
@@ -201,7 +201,7 @@ def load_problem(
 
 
 def cut(batches: Sequence[Batch], size: int, whole: bool) -> Sequence[Batch]:
-    """The examples in batches of this size where they came in one piece, else as they came."""
+    """Cut the examples into batches of `size` if they are one `whole`, else keep their batches."""
     if not whole:
         return batches
     (every,) = batches
@@ -209,22 +209,20 @@ def cut(batches: Sequence[Batch], size: int, whole: bool) -> Sequence[Batch]:
 
 
 def facts_of(checkpoint: dict[str, Any] | None) -> dict[str, Any]:
-    """What a problem's record tells of a checkpoint; None for each where there is none."""
+    """Return the fields of a problem's record that describe a checkpoint; all are None without one."""
     found = {f"checkpoint_{name}": checkpoint and checkpoint[name] for name in ("key", "prefix", "added", "sha256")}
     return found | {"checkpoint_ignored": checkpoint and len(checkpoint["ignored"])}
 
 
 def notes(data: Data) -> list[str]:
-    """Notes on what may be a slip, though it can be computed: labels of tokens as transformers takes them, not
-    yet shifted.
-    """
+    """Return a note where token labels equal the inputs, which suggests that they still have to be shifted."""
     y, way_out = data.targets, "if the model shifts labels inside its own loss, shift them in the data, or write "
     way_out += "cross_entropy?shift=true"
     if not isinstance(y, Tensor):
         return []
     counted = y != CrossEntropy.ignore_index
     return [
-        f"y equals {what} at every position: {way_out}"
+        f"y equals {what} at all positions: {way_out}"
         for what, x in named(data.inputs)
         if isinstance(x, Tensor)
         and x.dtype == y.dtype == torch.int64

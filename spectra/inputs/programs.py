@@ -1,6 +1,6 @@
-"""Programs as models: what torch.export has saved (`file.pt2`), and archives of TorchScript.
+"""Load models that torch.export (`file.pt2`) or TorchScript has saved as programs.
 
-Both are code, recognised by what is in the file, and run only where the user names one as `model`.
+Both are code. They are recognised by the content of the file, and run only if the user names the file as `model`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from spectra.inputs.spec import input_error, told_missing
 OPTION = "`model`"
 EXPORTED = ("serialized_exported_program.json", "archive_format", "models/model.json")
 FORM = "a program of torch.export (file.pt2) or TorchScript"
-NONE = f"it holds no program; name {FORM}, or file.py:name"
-WEIGHTS = "it holds weights and no program; give it as `checkpoint`, and name the architecture as `model`"
+NONE = f"it does not hold a program; name {FORM}, or file.py:name"
+WEIGHTS = "it holds weights, not a program; give it as `checkpoint`, and name the architecture as `model`"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # of weights
 
 
 def make(name: str, options: dict[str, Any]) -> nn.Module:
-    """The module that a file of torch.export or TorchScript holds, with the weights in it.
+    """Load the module, with its weights, from a file of torch.export or TorchScript.
 
     Raises:
-        SpectraError: no such file, no program, one that cannot be loaded, or options, of which it takes none.
+        SpectraError: no such file, the file holds no program or cannot be loaded, or options are given.
     """
     try:
         with open_regular(name) as file:
@@ -41,10 +41,10 @@ def make(name: str, options: dict[str, Any]) -> nn.Module:
             if load is None:
                 raise input_error(OPTION, name, WEIGHTS if name.endswith(SUFFIXES) else NONE)
             if options:
-                raise input_error(OPTION, name, "a finished program takes no options; leave out what follows '?'")
+                raise input_error(OPTION, name, "a saved program takes no options; leave out what follows '?'")
             file.seek(0)
             try:
-                with unheard():
+                with silenced():
                     return load(file)
             except Exception as error:
                 text = f"loading it failed with {describe(error)}; save it again, with this version of torch"
@@ -56,8 +56,8 @@ def make(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """A context without warnings: that TorchScript is deprecated, which symbols torch.export has not found again."""
+def silenced() -> Iterator[None]:
+    """Suppress warnings inside this context, such as the deprecation of TorchScript, and those of torch.export."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -68,7 +68,7 @@ def unheard() -> Iterator[None]:
 
 
 def _names(file: BufferedReader) -> Sequence[str]:
-    """What an archive holds; nothing for another file."""
+    """Return the names of the files in a zip archive; none for any other file."""
     try:
         return zipfile.ZipFile(file).namelist()
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError):
@@ -76,7 +76,7 @@ def _names(file: BufferedReader) -> Sequence[str]:
 
 
 def _loader(names: Sequence[str]) -> Callable[[Any], nn.Module] | None:
-    """The function that loads a program, by what its archive holds."""
+    """Choose the function that loads a program from the names in its archive; None where it is not a program."""
     if any(name.endswith(EXPORTED) for name in names):
         return _exported
     if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):

@@ -1,13 +1,14 @@
-"""The registers of losses, models and data: our names, and those that installed packages add.
+"""The registers of losses, models and data: names built into spectra, and names that installed packages add.
 
-Objects named by their place (file.py:name, package.module:name, torchvision:NAME, a file, a folder) are in none of
-them. A package adds a name by an entry point; it is used as `NAME?key=value`, the options being keyword arguments:
+Objects named by their place (file.py:name, package.module:name, torchvision:NAME, a file, a folder) are not registered.
+A package adds a name by an entry point in one of these groups; users write `NAME?key=value`, and the options become
+keyword arguments:
 
-    spectra.losses    a function (output, target), or a class of such or of `spectra.problem.losses.Loss`
-    spectra.models    a function that returns a torch.nn.Module, or a class of such
+    spectra.losses    a function (output, target), a class with such objects, or a `spectra.problem.losses.Loss`
+    spectra.models    a function that returns a torch.nn.Module, or a module class
     spectra.data      a function that returns two tensors x and y, or a data set
 
-No torch is loaded here.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ LOSSES = Register(
         "poisson_nll": Entry("spectra.problem.counts:PoissonLoss", "torch.nn.PoissonNLLLoss"),
         "gaussian_nll": Entry("spectra.problem.gaussian:GaussianLoss", "torch.nn.GaussianNLLLoss"),
         "model": Entry("spectra.problem.model_loss:ModelLoss", "the loss that the model returns"),
-        "output": Entry("spectra.problem.output_loss:OutputLoss", "the model's output itself, as of an energy"),
+        "output": Entry("spectra.problem.output_loss:OutputLoss", "the model's output itself, such as an energy"),
     },
 )
 MODELS = Register("spectra.models", {})
 DATA = Register("spectra.data", {"digits": Entry("spectra.inputs.data:digits", "1,797 handwritten digits, 8 x 8")})
 
-OF_OPTIONS = {"loss": LOSSES, "model": MODELS, "data": DATA, "held_out": DATA}
+BY_OPTION = {"loss": LOSSES, "model": MODELS, "data": DATA, "held_out": DATA}
 
 
 def is_added(option: str, spec: str) -> bool:
-    """Whether what is given to an option (`loss`, `model`, ...) names code that an installed package has added."""
-    register = OF_OPTIONS.get(option)
+    """Whether the value of an option (`loss`, `model`, ...) is a name that an installed package has added."""
+    register = BY_OPTION.get(option)
     return register is not None and register.is_added(spec.partition("?")[0])

@@ -1,7 +1,7 @@
-"""Read safetensors through an open file: 8 bytes of length, a JSON header, numbers.
+"""Read safetensors from an open file: the length of the header (8 bytes), a JSON header, and the data.
 
-The file is not mapped into memory, as the library does: a file that is cut short meanwhile would end the process with
-SIGBUS. The sizes in the header are compared with the file before anything is allocated.
+Unlike the safetensors library, this does not map the file into memory: if a mapped file is truncated meanwhile, the
+process dies with SIGBUS. The sizes in the header are compared with the file before anything is allocated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spectra.quoting import quoted
 
-LONGEST_HEADER = 100_000_000  # bytes, as the library has it
+LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 CHUNK = 2**24
 KINDS = {
     "BOOL": torch.bool,
@@ -41,15 +41,15 @@ KINDS = {
 
 
 class Damaged(ValueError):
-    """The file is not what its header says; the message says how."""
+    """A file contradicts its own header or metadata; the message says how."""
 
 
 class Place(NamedTuple):
-    """The dtype and shape of a tensor, and its place among the numbers."""
+    """The dtype and shape of a tensor, and its place in the data."""
 
     kind: torch.dtype
     shape: list[int]
-    start: int  # in the numbers
+    start: int  # byte offset in the data
     end: int
 
 
@@ -98,7 +98,7 @@ def _place(name: str, entry: Any) -> Place:
         raise Damaged(f"its header is wrong at {quoted(name, 60)}") from error
     if kind is None:
         raise Damaged(
-            f"{quoted(name, 60)} is of a kind that is not known, {quoted(entry['dtype'], 20)}, perhaps quantised"
+            f"{quoted(name, 60)} has an unknown dtype {quoted(entry['dtype'], 20)}, perhaps because it is quantised"
         )
     if not (whole and start <= end and end - start == math.prod(shape) * kind.itemsize):
         raise Damaged(f"its header is wrong at {quoted(name, 60)}")
@@ -107,6 +107,6 @@ def _place(name: str, entry: Any) -> Place:
 
 def _tensor(numbers: Tensor, place: Place) -> Tensor:
     held = numbers[place.start : place.end]
-    if place.start % place.kind.itemsize:  # a view needs its place in memory to be a multiple
+    if place.start % place.kind.itemsize:  # a view has to be aligned in memory
         held = held.clone()
     return held.view(place.kind).view(place.shape)

@@ -1,7 +1,7 @@
-"""Folders in which the package `datasets` of Hugging Face has saved a data set (`save_to_disk`).
+"""Read folders in which the package `datasets` of Hugging Face has saved a data set (`save_to_disk`).
 
-They hold tables of Arrow and JSON, neither of which runs code when it is read. Columns become the model's arguments by
-their names; those that it does not take (texts, identifiers) are dropped, as transformers' Trainer does.
+They hold Arrow tables and JSON, and reading these runs no code. Columns become the model's arguments by their names.
+Columns that the model does not take (texts, identifiers) are dropped, as in the Trainer of transformers.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from typing import Any
 from spectra.errors import describe
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded, refuse_special
 from spectra.inputs.items import OTHER_TARGETS, TARGETS, WEIGHTS, Wanted
-from spectra.inputs.sources import Told
+from spectra.inputs.sources import NamedData
 from spectra.inputs.spec import input_error, suggest
 
 OPTION = "`data`"
-ONE, SEVERAL = "state.json", "dataset_dict.json"  # the file by which a folder shows what it holds
+ONE, SEVERAL = "state.json", "dataset_dict.json"  # the file that marks a folder of one data set, or of several
 INSTALL = 'install the package that reads it: pip install "loss-spectra[transformers]"'
 PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "labels": -100, "loss_mask": 0, "weights": 0}
 
 
 def is_saved(name: str) -> bool:
-    """Whether a name is a folder of the package `datasets`."""
+    """Whether a name is a folder that the package `datasets` has saved."""
     return any(os.path.isfile(os.path.join(name, file)) for file in (ONE, SEVERAL))
 
 
-def saved(name: str, options: dict[str, Any], wanted: Wanted) -> Told:
-    """The data set in a folder; `split` names one where there are several.
+def saved(name: str, options: dict[str, Any], wanted: Wanted) -> NamedData:
+    """Open the data set in a folder; the option `split` chooses one of several.
 
-    Raises SpectraError where the package is missing, the folder damaged, or no such split there.
+    Raises SpectraError where the package is missing, the folder is damaged, or it has no such split.
     """
     if unknown := [key for key in options if key != "split"]:
-        raise input_error(OPTION, name, f"has no option {unknown[0]}; its only option is split")
+        raise input_error(OPTION, name, f"it has no option {unknown[0]}; its only option is split")
     try:
         import datasets
     except ImportError as error:
@@ -51,7 +51,7 @@ def saved(name: str, options: dict[str, Any], wanted: Wanted) -> Told:
         with quiet(datasets):
             table = datasets.Dataset.load_from_disk(folder).with_format(None)
             for column, feature in table.features.items():
-                if isinstance(feature, datasets.Image):  # a path in it may lead anywhere, and is not opened
+                if isinstance(feature, datasets.Image):  # a path in it may point anywhere, and is not opened here
                     table = table.cast_column(column, datasets.Image(decode=False))
     except Exception as error:
         text = f"it cannot be read ({describe(error)}); save it again with save_to_disk"
@@ -59,11 +59,11 @@ def saved(name: str, options: dict[str, Any], wanted: Wanted) -> Told:
     columns = taken_columns(table, name, wanted)
     found = Columns(table, name, columns, wanted)
     dropped = [column for column in table.column_names if column not in columns]
-    notes = [f"columns that are not taken: {', '.join(dropped)}"] if dropped else []
+    notes = [f"unused columns: {', '.join(dropped)}"] if dropped else []
     if found.widths:
         notes.append("rows of tokens are padded to the longest: input_ids and masks with 0, labels with -100")
     images = found.single is not None and isinstance(table.features[found.single], datasets.Image)
-    return Told(found, tuple(notes), images)
+    return NamedData(found, tuple(notes), images)
 
 
 def refuse_other_files(folder: str) -> None:
@@ -71,12 +71,12 @@ def refuse_other_files(folder: str) -> None:
     state = json.loads(read_bounded(os.path.join(folder, ONE), WRITTEN_BY_US))
     for file in state["_data_files"]:
         if os.path.basename(file["filename"]) != file["filename"]:
-            raise ValueError("it names files of another folder")
+            raise ValueError("it names files in another folder")
         refuse_special(os.path.join(folder, file["filename"]))
 
 
 def chosen_split(name: str, split: Any) -> str:
-    """The folder of a split. Raises SpectraError where there is none of that name."""
+    """Return the folder of a split. Raises SpectraError where it does not exist, or none is named."""
     there = sorted(entry for entry in os.listdir(name) if os.path.isfile(os.path.join(name, entry, ONE)))
     if split is None:
         names = " or ".join(f"{name}?split={one}" for one in there[:3]) or "save it again, with save_to_disk"
@@ -87,18 +87,18 @@ def chosen_split(name: str, split: Any) -> str:
 
 
 def taken_columns(table: Any, name: str, wanted: Wanted) -> list[str]:
-    """The columns that the loss and the model take. Raises SpectraError where that is none."""
+    """Return the columns that the loss and the model take. Raises SpectraError where the model takes none of them."""
     columns, takes = list(table.column_names), wanted.takes
-    if wanted.whole and not wanted.forwards:  # what a loss of (model, batch) takes, nobody knows
+    if wanted.whole and not wanted.forwards:  # a loss of (model, batch) may use any of them
         return columns
     numbers = [column for column in columns if not is_text(table.features[column])]
     targets = [column for column in (*TARGETS, *OTHER_TARGETS, *WEIGHTS) if column in numbers]
     known = [column for column in numbers if column in takes.names or column in targets]
     inputs = [column for column in known if column in takes.names and column not in targets]
-    if not inputs:  # one input under a name of its own, or a model that takes any
+    if not inputs:  # a single input under another name, or a model that takes any name
         inputs = [column for column in numbers if column not in targets]
         if not takes.others and len(inputs) != 1:
-            text = f"it has columns {', '.join(columns)}, and the model takes {', '.join(takes.names)}"
+            text = f"it has columns {', '.join(columns)}, but the model takes {', '.join(takes.names)}"
             raise input_error(OPTION, name, f"{text}; rename them with rename_column, and save it again")
         known = [*inputs, *targets]
     return [column for column in columns if column in known]
@@ -112,10 +112,10 @@ def is_text(feature: Any) -> bool:
 
 
 class Columns:
-    """The rows of a saved data set as mappings of columns.
+    """The rows of a saved data set as mappings from column to value.
 
-    Tokens are padded to the longest row, with a mask beside them where the model takes one. A single input that the
-    model does not take by its name is called x, so that it comes first.
+    Tokens are padded to the longest row, with an attention mask if the model takes one. A single input under a name
+    that the model does not take is called x, so that it becomes the first argument.
     """
 
     def __init__(self, table: Any, name: str, columns: Sequence[str], wanted: Wanted):
@@ -142,14 +142,14 @@ class Columns:
 
 
 def padded(values: list[Any], width: int, padding: int) -> list[Any]:
-    """A row of this width."""
+    """Pad a row to `width`."""
     return [*values, *[padding] * (width - len(values))]
 
 
 def padded_widths(table: Any, name: str) -> dict[str, int]:
-    """The longest rows of those columns whose rows have different lengths.
+    """Return the length of the longest row for each column with rows of different lengths.
 
-    Raises SpectraError where such a column is not one of tokens.
+    Raises SpectraError where such a column does not hold tokens.
     """
     found = {}
     for column in table.column_names:
@@ -160,14 +160,14 @@ def padded_widths(table: Any, name: str) -> dict[str, int]:
         if least == most:
             continue
         if column not in PADDING:
-            text = f"its column {column} has rows of {least} to {most} values; give all one length"
-            raise input_error(OPTION, name, f"{text}: pad or cut them with map, and save it again")
+            text = f"its column {column} has rows of different lengths ({least} to {most})"
+            raise input_error(OPTION, name, f"{text}; pad or cut them to one length with map, and save it again")
         found[column] = most
     return found
 
 
 def value_of(value: Any) -> Any:
-    """A value of a column, an image as PIL opens it."""
+    """Return a value of a column, and an encoded image as a PIL image."""
     if not (isinstance(value, dict) and value.keys() == {"bytes", "path"}):
         return value
     from PIL import Image
@@ -180,7 +180,7 @@ def value_of(value: Any) -> Any:
 
 @contextmanager
 def quiet(package: Any):
-    """Show no progress bars of the package inside this context."""
+    """Disable the progress bars of the package inside this context."""
     shown = package.is_progress_bar_enabled()
     package.disable_progress_bars()
     try:

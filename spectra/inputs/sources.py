@@ -1,4 +1,4 @@
-"""The ways in which a user may name a model or data, each with the function that makes the object."""
+"""The forms in which a user may name a model or data, each with the function that makes the object."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """One way to name an object."""
+    """One form of a name, and the function that makes the object."""
 
-    form: str  # as an error lists it
-    takes: Callable[[str], bool]  # whether a name, without options, is written so
-    make: Callable[..., Any]  # what the name and the options after its '?' stand for
+    form: str  # as messages list it
+    takes: Callable[[str], bool]  # whether a name, without options, has this form
+    make: Callable[..., Any]  # makes the object from the name and the options after its '?'
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a name of data stands for, with notes on how it was read."""
+class NamedData:
+    """Data that were named by the user, with notes on how they were read."""
 
     data: Any
     notes: tuple[str, ...]
-    holds_images: bool = False  # which the default transform is for
+    holds_images: bool = False  # then the default transform applies
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Built:
 
 
 def half_notes(dtypes: Iterable[torch.dtype]) -> list[str]:
-    """A note where some weights have fewer digits than float32, in which they are used."""
+    """Return a note if weights come in half precision, which is less precise than the float32 they are used in."""
     names = {str(dtype).removeprefix("torch.") for dtype in dtypes}
     half = sorted(names & {"bfloat16", "float16"})
     return [f"weights come in {' and '.join(half)}"] if half else []
 
 
 def source_of(sources: Sequence[Source], name: str) -> Source | None:
-    """The first source that takes the name; None where there is none."""
+    """Return the first source that takes the name; None where no source does."""
     return next((source for source in sources if source.takes(name)), None)
 
 
 def forms(sources: Sequence[Source]) -> str:
-    """All ways to write a name, as `digits, a file.npz or file.py:name`."""
+    """List all forms of a name for a message: `digits, a file.npz, or file.py:name`."""
     *most, last = [source.form for source in sources]
-    return f"{', '.join(most)} or {last}" if most else last
+    return f"{', '.join(most)}, or {last}" if most else last
 
 
 def is_place(name: str) -> bool:

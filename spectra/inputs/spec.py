@@ -1,4 +1,4 @@
-"""Parse names of objects: `NAME?key=value&key=value`, NAME being `file.py:name` or `package.module:name`.
+"""Parse names of objects, `file.py:name?key=value&key=value` or `package.module:name`, and import the objects.
 
     name, options = parse_spec("nets.py:build?width=8", "`model`")      # "nets.py:build", {"width": 8}
     model = call(resolve(name, "`model`"), name, options, "`model`")    # build(width=8)
@@ -23,54 +23,52 @@ from typing import Any
 
 from spectra.errors import SpectraError, describe
 from spectra.files import refuse_special
-from spectra.inputs.chance import seeded
 from spectra.inputs.origin import PACKAGES, is_path, is_standard, made_standard
+from spectra.inputs.seeding import seeded
 from spectra.quoting import quoted
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-PART_OF_PYTHON = (
-    "it comes with Python itself and makes nothing of this kind, so it was not called; name a function of yours"
-)
+PART_OF_PYTHON = "it belongs to Python's standard library, so it was not called; name a function or class of your own"
 WHERE = "SPECTRA_TRACEBACK=1 shows where"
 SHORT = 60  # characters of one name among several
 WORDS = {"true": True, "false": False, "none": None}
 
 
 def input_error(option: str, came: object, text: str) -> SpectraError:
-    """The error `option came: text`; what came is quoted, and cut where it is long."""
+    """Make the error `option came: text`; `came`, the value of the option, is quoted and shortened."""
     return SpectraError(f"{option} {quoted(came)}: {text}")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """`did you mean a, b?` where a known name is near, else the first known names."""
+    """Return `did you mean a, b?` where known names are similar, else `choose from` with the first known names."""
     names = sorted(quoted(one, SHORT) for one in known)
     if near := difflib.get_close_matches(name, names, n=3):
         return f"did you mean {', '.join(near)}?"
     rest = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"there is {', '.join(names[:10])}{rest}" if names else "there is nothing to choose from"
+    return f"choose from {', '.join(names[:10])}{rest}" if names else "there is nothing to choose from"
 
 
 def parse_spec(text: str, option: str) -> tuple[str, dict[str, Any]]:
     """Split `NAME?key=value&key=value` into the name and its options: Python literals, else strings.
 
     Raises:
-        SpectraError: it is no text, the name is empty, or an option is no `key=value`, or comes twice.
+        SpectraError: `text` is not a string, the name is empty, or an option is not `key=value` or comes twice.
     """
     if not isinstance(text, str):
-        way_out = "names are text, as on the command line; an object of your own goes into spectra.Problem"
+        way_out = "expected a name (a string); objects of your own go into spectra.Problem"
         raise input_error(option, type(text).__name__, way_out)
     name, mark, query = text.partition("?")
     if not name:
         raise input_error(
             option,
             repr(text),
-            "a name is missing before the '?'; write NAME?key=value" if mark else "it is empty; name something",
+            "the name before '?' is missing; write NAME?key=value" if mark else "it is empty; write a name",
         )
     options: dict[str, Any] = {}
     for part in query.split("&") if mark else ():
         key, equals, value = part.partition("=")
         if not (equals and key.isidentifier()):
-            raise input_error(option, text, f"{part!r} is not an option; write {name}?key=value&key=value")
+            raise input_error(option, text, f"{part!r} is not key=value; write {name}?key=value&key=value")
         if key in options:
             raise input_error(option, text, f"the option {key} is given twice; give it once")
         options[key] = _literal(value)
@@ -88,19 +86,19 @@ def _literal(text: str) -> Any:
 
 
 def resolve(name: str, option: str) -> Any:
-    """The object that `path/to/file.py:name` or `package.module:name` names; `name` may have dots, as `Net.build`.
+    """Import the object `path/to/file.py:name` or `package.module:name`; `name` may have dots, as in `Net.build`.
 
     Raises:
-        SpectraError: no such file, module or name, or an exception while it is imported.
+        SpectraError: no such file, module or name, or the import fails.
     """
     place, colon, attribute = name.rpartition(":")
     if not (colon and place and all(attribute.split("."))):
         place = name.strip(":") if not (place and attribute) else place
         form = f"{place}:name" if is_path(place) else "path/to/file.py:name or package.module:name"
-        raise input_error(option, name, f"what to take from it is missing; write {form}")
+        raise input_error(option, name, f"the name of the object in it is missing; write {form}")
     if is_standard(name):
         raise input_error(option, name, PART_OF_PYTHON)
-    with _importable(place), seeded(0):  # what a file draws while it loads shifts nothing drawn later
+    with _importable(place), seeded(0):  # random numbers drawn on import do not shift later ones
         found = _load_file(place, name, option) if is_path(place) else _import(place, name, option)
         where = place
         for part in attribute.split("."):
@@ -110,8 +108,10 @@ def resolve(name: str, option: str) -> Any:
 
 
 def _attribute(owner: Any, part: str, where: str, name: str, option: str) -> Any:
-    """One part of a dotted name. Raises SpectraError for what is Python's own, at every step, and for `__x__` behind
-    a dot, by which one gets at anything.
+    """Return the attribute for one part of a dotted name.
+
+    Raises SpectraError where it is missing, belongs to the standard library, or is a `__x__` attribute of an object
+    that is not a module, since such attributes lead to any object of Python.
     """
     try:
         found = getattr(owner, part)
@@ -125,14 +125,14 @@ def _attribute(owner: Any, part: str, where: str, name: str, option: str) -> Any
 
 
 def neighbour(name: str, attribute: str) -> Any:
-    """What else a file or module holds, beside the object that `name` names and that has been resolved; or None."""
+    """Return another attribute of the file or module that `name` was resolved from; None where it is missing."""
     place = name.rpartition(":")[0]
     module = sys.modules.get(_unique(Path(os.path.realpath(place))) if is_path(place) else place)
     return getattr(module, attribute, None)
 
 
 def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
-    """`function(**options)`, where `name` is what the user typed for it.
+    """Call `function(**options)`; `name` is what the user typed for it.
 
     Raises:
         SpectraError: it is not callable, does not take these options, or raises.
@@ -141,7 +141,7 @@ def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
         came = type(function).__name__
         raise input_error(option, name, f"expected a callable, got {came}; name a function that returns it")
     check_options(function, name, options, option)
-    place = name.rpartition(":")[0]  # nothing for a name of a register, whose package finds its own modules
+    place = name.rpartition(":")[0]  # empty for a registered name, of an installed package
     try:
         with _importable(place) if place else nullcontext():
             return function(**options)
@@ -152,10 +152,14 @@ def call(function: Any, name: str, options: dict[str, Any], option: str) -> Any:
 def check_options(
     function: Callable[..., Any], name: str, options: dict[str, Any], option: str, positional: Sequence[str] = ()
 ) -> None:
-    """Raise a SpectraError where `function` does not take these options, or needs others.
+    """Raise SpectraError where `function` does not take these options, or needs others.
 
     Args:
-        positional: what its first arguments are, in words: those come without a name, as output and target of a loss.
+        function: the function.
+        name: what the user typed for it.
+        options: the keyword arguments.
+        option: the option that names it.
+        positional: names, for messages, of the arguments that it is called with first, such as output and target.
     """
     if (signature := signature_of(function)) is None:
         return
@@ -163,19 +167,20 @@ def check_options(
         signature.bind_partial(*positional)
     except TypeError as error:
         given = ", ".join(positional)
-        raise input_error(option, name, f"it does not take ({given}): {error}; name a function of these") from error
+        text = f"it does not take ({given}): {error}; name a function of these arguments"
+        raise input_error(option, name, text) from error
     try:
         signature.bind(*positional, **options)
     except TypeError as error:
         known = [p.name for p in list(signature.parameters.values())[len(positional) :] if p.kind in NAMED]
-        way_out = f"write {name}?key=value&key=value, its options are {', '.join(known)}"
+        way_out = f"write {name}?key=value&key=value; its options are {', '.join(known)}"
         raise input_error(option, name, f"{error}; {way_out if known else 'it takes no options'}") from error
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
-    """The signature of a function; None for a built-in that has none.
+    """Return the signature of a function; None for a built-in without one.
 
-    That of a class method behind a decorator (Lightning's `load_from_checkpoint`) is without the class.
+    For a decorated class method, such as Lightning's `load_from_checkpoint`, the parameter `cls` is left out.
     """
     try:
         signature = inspect.signature(function)
@@ -187,7 +192,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def told_missing(path: Path | str, absent: str) -> str:
-    """The reason why a path is no file that can be read; `absent` where nothing is there."""
+    """Return the reason why a path cannot be read as a file; `absent` where it does not exist."""
     try:
         refuse_special(path)
     except FileNotFoundError:
@@ -199,10 +204,10 @@ def told_missing(path: Path | str, absent: str) -> str:
 
 @contextmanager
 def _importable(place: str) -> Iterator[None]:
-    """The folder of a file, or the current one for a module, heads `sys.path`.
+    """Put the folder of a file, or the current directory for a module, first in `sys.path` inside this context.
 
-    Where all goes well, that folder and what the user's code adds stay at the end: a `forward` may import later on, as
-    under `python file.py`, and nothing that is found today is hidden. Else the path is as before.
+    On success, this folder and those that the user's code has added stay at the end of `sys.path`, since a `forward`
+    may import something later. After an error, `sys.path` is as before.
     """
     folder = Path(place).absolute().parent if is_path(place) else Path.cwd()
     after = before = list(sys.path)
@@ -231,7 +236,7 @@ def _prefix_hint(place: str) -> str:
 
 
 def _load_file(place: str, name: str, option: str) -> ModuleType:
-    path = Path(os.path.realpath(place))  # where links end; of links in a circle, one of them
+    path = Path(os.path.realpath(place))
     if not path.is_file():
         kind = told_missing(path, f"there is no such file in {path.parent}")
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
@@ -244,7 +249,7 @@ def _load_file(place: str, name: str, option: str) -> ModuleType:
         return sys.modules[unique]
     specification = importlib.util.spec_from_file_location(unique, path)
     assert specification
-    assert specification.loader  # as all have whose names end in .py
+    assert specification.loader  # present for names that end in .py
     module = importlib.util.module_from_spec(specification)
     sys.modules[unique] = module  # before it runs: dataclasses and pickle look their module up
     try:
@@ -258,5 +263,5 @@ def _load_file(place: str, name: str, option: str) -> ModuleType:
 
 
 def _unique(path: Path) -> str:
-    """The name of a file's module, which no other file has."""
+    """Return a module name that is unique to a file."""
     return f"spectra_user_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"

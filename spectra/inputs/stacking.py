@@ -1,4 +1,4 @@
-"""Stack values of examples into tensors, and check what they hold."""
+"""Stack the values of examples into tensors, and check their contents."""
 
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +16,14 @@ from spectra.inputs.transform import Transform
 from spectra.problem.outputs import tuple_like
 
 OPTION = "`data`"
-CONSTANTS = (bool, int, float, str, type(None))  # what a mapping or tuple may hold beside tensors: the same for all
+CONSTANTS = (bool, int, float, str, type(None))  # may be beside tensors, with one value for all examples
 
 
 def stacked(values: Sequence[Any], lists: bool = False) -> Any:
-    """Values of examples as one tree of tensors (N, ...), each value being a tree of one structure.
+    """Stack the values of N examples, trees of one structure, into one tree of tensors (N, ...).
 
-    Those of other types than tensors, arrays and numbers stay a list; with `lists`, so do those entries of the tree
-    that cannot be stacked, as images of different sizes.
+    Values that are not tensors, arrays or numbers become a list. With `lists`, so do entries of the tree that cannot be
+    stacked, such as images of different sizes.
     """
     first = values[0]
     if lists and isinstance(first, tuple | Mapping):
@@ -35,7 +35,7 @@ def stacked(values: Sequence[Any], lists: bool = False) -> Any:
             return found if isinstance(first, Mapping) else tuple_like(first, found.values())
     if isinstance(first, Mapping):
         if any(value.keys() != first.keys() for value in values):
-            raise ValueError("they have different names")
+            raise ValueError("they have different keys")
         return {key: stacked([value[key] for value in values]) for key in first}
     if isinstance(first, tuple):
         return tuple_like(first, (stacked(entries) for entries in zip(*values, strict=True)))
@@ -50,9 +50,9 @@ def stacked(values: Sequence[Any], lists: bool = False) -> Any:
 
 
 def stacked_or_list(values: list[Any]) -> Any:
-    """Values of examples as tensors (N, ...), or as they are where they cannot be stacked.
+    """Stack the values of N examples into tensors (N, ...), or return a list where they cannot be stacked.
 
-    Mappings stay mappings of one example each, as detection has its targets: other entries are lists, too.
+    Mappings become a list with one mapping for each example, as for the targets of object detection.
     """
     if isinstance(values[0], Mapping):
         return tree_map(as_tensor, values)
@@ -63,26 +63,26 @@ def stacked_or_list(values: list[Any]) -> Any:
 
 
 def same(one: Any, two: Any) -> bool:
-    """Whether two trees have equal numbers; NaN equals itself, and other objects are passed over."""
+    """Whether two trees have equal numbers; NaN equals NaN, and objects that are not numbers are not compared."""
     ones, twos = tree_leaves(one), tree_leaves(two)
     return len(ones) == len(twos) and all(_same_leaf(a, b) for a, b in zip(ones, twos, strict=True))
 
 
 def _same_leaf(one: Any, two: Any) -> bool:
     if not isinstance(one, Tensor | np.ndarray | numbers.Number):
-        return True  # such as a PIL image: refused when stacked
+        return True  # such as a PIL image, which is refused later
     a, b = torch.as_tensor(one), torch.as_tensor(two)
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def named(x: Any, top: str = "x") -> list[tuple[str, Any]]:
-    """The leaves of x, each with the name that a message calls it by: x, or x['ids']."""
+    """List the leaves of x with their names for messages: x, or x['ids']."""
     entries = {f"{top}[{key!r}]": tree for key, tree in x.items()} if isinstance(x, dict) else {top: x}
     return [(what, leaf) for what, tree in entries.items() for leaf in tree_leaves(tree)]
 
 
 def widened(tree: Any) -> Any:
-    """The tree with integers as int64, which labels and token ids have to be; anything else as it is."""
+    """Convert the integer tensors of a tree to int64, which labels and token ids need."""
     return tree_map(_widened, tree)
 
 
@@ -95,9 +95,9 @@ def _widened(leaf: Any) -> Any:
 def checked(
     inputs: Any, targets: Any, indices: Tensor, name: str, wanted: Wanted, transform: Transform | None = None
 ) -> None:
-    """Raise SpectraError unless all leaves are finite tensors, and y is a single one where the loss takes no other.
+    """Raise SpectraError unless all leaves are finite tensors, and y is a single tensor if the loss needs that.
 
-    What a loss of (model, batch) gets may be anything.
+    Batches for a loss of (model, batch) are not checked.
     """
     if wanted.whole:
         return
@@ -108,7 +108,7 @@ def checked(
     for tree, top in ((inputs, "x"), (targets, "y")):
         for what, leaf, place in leaves_of(tree, top):
             if not isinstance(leaf, Tensor) and not (place is None and isinstance(leaf, CONSTANTS)):
-                made = f", as `transform` {transform.name} has to" if transform else ""
+                made = f", also from `transform` {transform.name}" if transform else ""
                 text = f"{what} holds a {type(leaf).__name__}; leave it out, or give tensors, arrays or numbers{made}"
                 raise input_error(OPTION, name, text)
             if isinstance(leaf, Tensor) and (row := first_not_finite(leaf, place)) is not None:
@@ -117,27 +117,27 @@ def checked(
 
 
 def next_labels(targets: Any, ignored: int, name: str) -> Any:
-    """Labels of tokens (b, T) as those of the next tokens; the last place of each sequence has none: `ignored`.
+    """Shift labels of tokens (b, T) by one place to the left; the last label of each sequence becomes `ignored`.
 
-    Weights beside them move along. Raises SpectraError where there are no such labels.
+    Weights of the labels are shifted too. Raises SpectraError where the targets are not labels of tokens.
     """
     labels = targets["labels"] if isinstance(targets, dict) else targets
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != 2:
         came = f"shape {tuple(labels.shape)}, {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
-        text = f"shift moves labels of tokens, integers (b, T), and those of {name} are {came}; leave it out"
+        text = f"shift needs integer labels of tokens (b, T), but those of {name} are {came}; leave shift out"
         raise input_error("`loss`", "cross_entropy?shift=true", text)
     if isinstance(targets, dict):
-        return {key: moved(value, ignored if key == "labels" else 0) for key, value in targets.items()}
-    return moved(labels, ignored)
+        return {key: shifted(value, ignored if key == "labels" else 0) for key, value in targets.items()}
+    return shifted(labels, ignored)
 
 
-def moved(rows: Tensor, last: int) -> Tensor:
-    """Rows moved one place to the left, this value in the last place."""
+def shifted(rows: Tensor, last: int) -> Tensor:
+    """Shift rows by one place to the left, and fill the last place with `last`."""
     return torch.cat([rows[:, 1:], torch.full_like(rows[:, :1], last)], dim=1)
 
 
 def leaves_of(tree: Any, name: str, place: int | None = None) -> Iterator[tuple[str, Any, int | None]]:
-    """Yield the leaves of a tree, each with its name in messages, and with its place where a list holds examples."""
+    """Yield the leaves of a tree, each with its name for messages and, inside a list of examples, its index there."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from leaves_of(value, f"{name}[{key!r}]", place)
@@ -152,10 +152,10 @@ def leaves_of(tree: Any, name: str, place: int | None = None) -> Iterator[tuple[
 
 
 def first_not_finite(leaf: Tensor, place: int | None) -> int | None:
-    """The row of the first example whose numbers are not all finite, or None."""
+    """Return the row of the first example with a number that is not finite, or None."""
     if leaf.layout is not torch.strided or leaf.is_nested:
         return None
-    eight_bits = leaf.is_floating_point() and leaf.itemsize == 1  # of which torch 2.11 has no isfinite
+    eight_bits = leaf.is_floating_point() and leaf.itemsize == 1  # torch 2.11 has no isfinite for them
     finite = (leaf.float() if eight_bits else leaf).isfinite()
     if place is not None or not leaf.ndim:
         return None if finite.all() else place or 0

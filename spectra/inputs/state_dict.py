@@ -1,9 +1,10 @@
 """Match the names of tensors in a file with those of a model.
 
-A name in a file is a prefix, then a name of the model, with the parts that wrappers put in (DataParallel,
-torch.compile, FSDP, activation checkpoints) anywhere between: `net._orig_mod.fc.weight` is `fc.weight` under
-`net._orig_mod.`. The prefix is the one under which most of the model's tensors lie. What the names of most of them
-begin with may be missing in the file: `fc.weight` is the `net.fc.weight` of a model that wraps another.
+- A name in a file is a prefix and a name of the model, with parts that wrappers insert (DataParallel, torch.compile,
+  FSDP, activation checkpoints) anywhere: `net._orig_mod.fc.weight` is `fc.weight` under the prefix `net._orig_mod.`.
+- The prefix is the one under which most of the model's tensors are found.
+- The file may also lack a prefix that most names of the model have: `fc.weight` in the file matches `net.fc.weight` of
+  a model that wraps another one.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from spectra.inputs.spec import SHORT
 from spectra.quoting import quoted
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-SHOWN = 5  # names of a kind in one message
-TRIED = 60  # names of a side to be paired, since all pairs are tried
+SHOWN = 5  # names in one list of a message
+TRIED = 60  # names of each side that are paired: the cost is quadratic
 
 
 def some(names: list[str], most: int | None = SHORT) -> str:
-    """The first names of a list for a message, each cut to `most` characters."""
+    """Join the first names of a list for a message, each cut to `most` characters."""
     rest = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(quoted(name, most) for name in names[:SHOWN]) + rest
 
 
 def is_state_dict(value: Any) -> bool:
-    """Whether a mapping is from names to tensors, for the most part; `_extra_state` of some layers may be a mapping."""
+    """Whether a mapping is mostly from names to tensors; the `_extra_state` of a layer may itself be a mapping."""
     if not (isinstance(value, Mapping) and value and all(isinstance(name, str) for name in value)):
         return False
     nested = any(isinstance(v, Mapping) and not name.endswith("_extra_state") for name, v in value.items())
@@ -42,7 +43,7 @@ def is_state_dict(value: Any) -> bool:
 
 
 def state_dicts(content: Mapping, depth: int = 3) -> Iterator[tuple[str, Mapping]]:
-    """Yield state dicts below `content` with their dotted keys; optimizers hold tensors too, and are left out."""
+    """Yield the state dicts nested in `content` with their dotted keys, except the states of optimizers."""
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Mapping):
             continue
@@ -58,39 +59,39 @@ def state_dicts(content: Mapping, depth: int = 3) -> Iterator[tuple[str, Mapping
 class Match:
     """One way to read a state dict as a model's: a prefix, and the name in the model for each name in the file.
 
-    Names under the prefix that the model lacks are in `names` too, without prefix and wrappers; `share` of the model's
-    tensors (tied ones once) are there.
+    Names under the prefix that the model lacks are in `names` too, without prefix and wrappers.
     """
 
     key: str | None
     prefix: str
     names: dict[str, str]
-    share: float
-    added: str = ""  # what these names of the model begin with, as a wrapper's, and none in the file
+    share: float  # of the model's tensors that are in the file; tied ones count once
+    added: str = ""  # prefix that these names have in the model and lack in the file
 
     @property
     def where(self) -> str:
-        """The key and prefix, as `checkpoint_key` takes them."""
+        """The key and prefix joined, as `checkpoint_key` takes them."""
         return ".".join(filter(None, (self.key, self.prefix.rstrip("."))))
 
 
 def tensors_of(model: nn.Module) -> dict[str, int]:
-    """Names in the state dict to the identity of their tensor: tied ones share it."""
+    """Map the names in a model's state dict to the identity of their tensor; tied tensors share it."""
     named = model.state_dict(keep_vars=True)
     return {name: id(tensor) for name, tensor in named.items() if isinstance(tensor, Tensor)}
 
 
 def bare(name: str) -> str:
-    """The name without the parts that wrappers put in."""
+    """Remove the parts that wrappers have inserted from a name."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 class Wanted:
-    """The names of a model's state dict, and what is asked of them for every state dict of a file.
+    """The names of a model's state dict, indexed for the comparison with the state dicts of a file.
 
     Args:
-        tensors: names to the identity of their tensor.
-        paths: of the model's modules.
+        names: all names in the state dict.
+        tensors: the identity of the tensor of each name that has to be in a file.
+        paths: the paths of the model's modules.
     """
 
     def __init__(self, names: Iterable[str], tensors: Mapping[str, int], paths: Iterable[str]):
@@ -100,19 +101,20 @@ class Wanted:
 
     @classmethod
     def of(cls, model: nn.Module) -> Wanted:
-        """The names of a model's state dict."""
+        """Index the names of a model's state dict."""
         # Old files lack the counters of BatchNorm.
         named = {name: tensor for name, tensor in tensors_of(model).items() if not name.endswith("num_batches_tracked")}
         return cls(model.state_dict(), named, [path for path, _ in model.named_modules()])
 
     def short(self, names: Collection[str]) -> Callable[[str], str]:
-        """`bare`, or where that would make two names of one side equal, no change."""
+        """Return `bare`, or the identity where `bare` would make two names of the file or of the model equal."""
         return bare if self._plain and _distinct(names) else str
 
     def under(self, short: Callable[[str], str]) -> dict[str, dict[str, str]]:
-        """What names begin with -> their rest, shortened -> the name; first nothing, then a wrapper, then two.
+        """Map each common prefix of the model's names to {shortened name without the prefix: name}.
 
-        More than half of the tensors lie below each, tied ones once, so that each lies in the one before.
+        A prefix is common if more than half of the tensors lie under it (tied ones count once), so the prefixes are
+        nested. The empty prefix comes first, then one of one part, and so on.
         """
         if short not in self._own:
             parts = {name: short(name).split(".") for name in self.names}
@@ -134,10 +136,10 @@ def _distinct(names: Collection[str]) -> bool:
 
 
 def matches(key: str | None, names: Collection[str], wanted: Wanted) -> list[Match]:
-    """The ways to read names as the model's: one, or as many as there are prefixes that do equally well.
+    """Return the best ways to read the names in a file as the model's: several where prefixes are equally good.
 
-    No prefix wins over one that does no better, or under which only half of the model's tensors lie, or less; and so
-    does adding none.
+    A prefix, removed or added, is used only if it matches more tensors than no prefix does, and more than half of the
+    model's tensors.
     """
     short = wanted.short(names)
     ordered = sorted((short(name), place, name) for place, name in enumerate(names))
@@ -154,7 +156,7 @@ def _ways(
     short: Callable[[str], str],
     added: str,
 ) -> list[Match]:
-    """`matches` with one prefix added to the names in the file."""
+    """Return the best ways to read the names in a file, with the prefix `added` put before all of them."""
     own = wanted.under(short)[added]
     under = _under_prefixes(names, own, short)
     tensors, all_of_them = wanted.tensors, max(len(set(wanted.tensors.values())), 1)
@@ -177,7 +179,7 @@ def _ways(
 
 
 def _beginning(start: str, ordered: list[tuple[str, int, str]]) -> list[str]:
-    """Names whose short form begins so, in the order in which they are in the file."""
+    """Return the names with a short form that begins with `start`, in the order of the file."""
     found = takewhile(lambda entry: entry[0].startswith(start), islice(ordered, bisect_left(ordered, (start,)), None))
     return [name for _, _, name in sorted(found, key=lambda entry: entry[1])]
 
@@ -185,7 +187,7 @@ def _beginning(start: str, ordered: list[tuple[str, int, str]]) -> list[str]:
 def _under_prefixes(
     names: Iterable[str], own: Mapping[str, str], short: Callable[[str], str]
 ) -> defaultdict[str, dict[str, str]]:
-    """Prefix, without wrappers, -> name in the file -> the model's name that it is under this prefix."""
+    """Map each prefix (without wrappers) to {name in the file: name in the model}."""
     under: defaultdict[str, dict[str, str]] = defaultdict(dict)
     deepest = max((name.count(".") + 1 for name in own), default=0)
     for name in names:
@@ -197,9 +199,9 @@ def _under_prefixes(
 
 
 def _as_written(prefix: str, known: dict[str, str], short: Callable[[str], str]) -> str:
-    """The longest beginning that all names share and that is the prefix but for wrappers: `net._orig_mod.`."""
+    """Return a prefix as the file has it, with wrappers, such as `net._orig_mod.`; the longest that all names share."""
     if not prefix and all(name == own for name, own in known.items()):
-        return ""  # a model that is itself wrapped keeps its names
+        return ""  # the model is wrapped as well
     parts = next(iter(known), "").split(".")[:-1]
     for cut in range(len(parts), 0, -1):
         written = "".join(f"{part}." for part in parts[:cut])
@@ -209,9 +211,9 @@ def _as_written(prefix: str, known: dict[str, str], short: Callable[[str], str])
 
 
 def versions(state: Mapping, match: Match, wanted: Wanted) -> dict[str, dict[str, int]] | None:
-    """The versions of layers, as torch keeps them in `_metadata`, under the model's names; None where there are none.
+    """Return the versions of layers in torch's `_metadata`, under the model's names; None without `_metadata`.
 
-    Nothing else is taken from it: `assign_to_params_buffers`, for one, would let a file replace the model's tensors.
+    Nothing else is read from it: `assign_to_params_buffers`, for example, would let a file replace the model's tensors.
     """
     kept = getattr(state, "_metadata", None)
     if not isinstance(kept, Mapping):
@@ -238,10 +240,10 @@ def _other_outputs(wanted: Mapping[str, Tensor], state: Mapping[str, Any]) -> st
 def differences(
     wanted: Mapping[str, Tensor], state: Mapping[str, Any], missing: list[str], unexpected: list[str]
 ) -> str:
-    """The keys and shapes that differ, nearest names first; for a checkpoint of another model, both lists of names."""
+    """Describe the keys and shapes that differ; for a checkpoint of another model, list the names of both."""
     pairs = _nearest(missing, unexpected)
     if missing and unexpected and wanted.keys().isdisjoint(state) and not _renamed(pairs, missing, unexpected):
-        return f"its names are not the model's: it has {some(unexpected)}, and the model has {some(missing)}"
+        return f"its names are not those of the model: it has {some(unexpected)}, but the model has {some(missing)}"
     lost = [f"{quoted(name, SHORT)} (the checkpoint has {quoted(pairs[name], SHORT)})" for name in pairs]
     lost += [quoted(name, SHORT) for name in missing if name not in pairs]
     extra = [name for name in unexpected if name not in pairs.values()]
@@ -259,13 +261,13 @@ def differences(
 
 
 def _renamed(pairs: Mapping[str, str], missing: list[str], unexpected: list[str]) -> bool:
-    """Whether one and the same change makes nine in ten names of the model those of the checkpoint."""
+    """Whether one renaming explains at least nine in ten differences between the names."""
     changes = Counter(_change(*pair) for pair in pairs.items())
     return 10 * max(changes.values(), default=0) >= 9 * min(max(len(missing), len(unexpected)), TRIED)
 
 
 def _change(one: str, two: str) -> tuple[str, str]:
-    """The parts in which two names differ: (fc, head) for net.fc.weight and net.head.weight."""
+    """Return the parts in which two names differ: (fc, head) for net.fc.weight and net.head.weight."""
     a, b = one.split("."), two.split(".")
     while a and b and a[-1] == b[-1]:
         a, b = a[:-1], b[:-1]
@@ -275,7 +277,7 @@ def _change(one: str, two: str) -> tuple[str, str]:
 
 
 def _nearest(missing: list[str], unexpected: list[str]) -> dict[str, str]:
-    """Pairs of names that look alike, the closest first; of the first names only."""
+    """Pair the first missing names with similar unexpected ones, the most similar pair first."""
     scored = []
     for name in missing[:TRIED]:
         matcher = difflib.SequenceMatcher(b=name)

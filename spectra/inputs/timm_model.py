@@ -1,6 +1,6 @@
-"""Models of the package timm: `timm:NAME?num_classes=10`, with the weights that a seed gives them.
+"""Build models of the package timm, `timm:NAME?num_classes=10`, with random weights.
 
-Nothing is downloaded, and no file is read: weights are given as `checkpoint`, which runs no code.
+Nothing is downloaded, and no file is read: the user gives weights as `checkpoint`, which runs no code.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ OPTION = "`model`"
 PREFIX = "timm:"
 INSTALL = 'the package timm is not installed; install it with pip install "loss-spectra[timm]"'
 FILES = ("checkpoint_path", "cache_dir")  # and whatever begins with `pretrained`
-WAY_OUT = "weights are not downloaded; fetch the file, and give it as `checkpoint`"
+WAY_OUT = "weights are not downloaded; download the file yourself, and give it as `checkpoint`"
 
 
 def make(name: str, options: dict[str, Any]) -> nn.Module:
-    """The model that timm lists under a name; the options go to `timm.create_model`.
+    """Build the model with a name in timm's list; the options go to `timm.create_model`.
 
     Raises:
-        SpectraError: no such model, an option by which timm would fetch or read weights, or building it failed.
+        SpectraError: no such model, an option would download or read weights, or building it failed.
     """
     with warnings.catch_warnings(action="ignore"):
         try:
@@ -34,7 +34,7 @@ def make(name: str, options: dict[str, Any]) -> nn.Module:
             raise input_error(OPTION, name, INSTALL) from error
         short = name.removeprefix(PREFIX)
         known = timm.list_models()
-        if short.partition(".")[0] not in known:  # behind the dot: the tag of weights
+        if short.partition(".")[0] not in known:  # a tag of weights may follow a dot
             hub = short.startswith("hf") or "/" in short
             way_out = WAY_OUT if hub else suggest(short, known)
             raise input_error(OPTION, name, f"timm has no model {foreign(short)}; {way_out}")

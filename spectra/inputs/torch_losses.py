@@ -1,13 +1,13 @@
-"""PyTorch's own losses: those that become losses of ours, and how the others are called.
+"""Convert the losses of PyTorch to losses of ours, and call those that have no equivalent.
 
-Modules and functions of torch.nn are recognised, with their arguments; functions with options bound by `partial`, too.
-Others are called with everything that there is: several outputs of the model first, then the targets, so that
+Modules and functions of torch.nn are recognised with their arguments, also functions with options bound by `partial`.
+Other losses are called with all outputs of the model, then all targets, as separate arguments:
 
     nn.CTCLoss                  output (T, b, C); targets (labels, input_lengths, target_lengths)
     nn.TripletMarginLoss        outputs (anchor, positive, negative); no targets
     nn.CosineEmbeddingLoss      outputs (x1, x2); targets y
 
-Targets that are a mapping go by name.
+If the targets are a mapping, they are passed by name.
 """
 
 from __future__ import annotations
@@ -69,28 +69,28 @@ FROM_TORCH = ("torch.nn.modules.loss", "torch.nn.functional")
 
 
 def recognised(loss: Any) -> Loss | None:
-    """The loss of ours for one of PyTorch's; None where there is none."""
+    """Return the loss of ours that equals a loss of PyTorch; None where there is none."""
     function, options = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
     try:
         module = FUNCTIONS[function](**options) if function in FUNCTIONS else loss
-    except TypeError:  # arguments that the module has not, and functions that are not hashable
+    except TypeError:  # the module lacks one of the arguments, or the function is not hashable
         return None
     make = MODULES.get(type(module))  # pyright: ignore[reportArgumentType]
     return make(module) if make else None
 
 
 def copied(weight: Tensor | None) -> Tensor | None:
-    """Weights in float64 outside the graph, on the CPU."""
+    """Copy weights to the CPU in float64, detached from autograd."""
     return None if weight is None else weight.detach().cpu().double()
 
 
 def reduction(loss: Any, *others: str) -> str:
-    """The reduction as losses of ours have it: `none` is the mean."""
+    """Convert the reduction of a loss of PyTorch to ours: `none` becomes `mean`."""
     return loss.reduction if loss.reduction in ("sum", *others) else "mean"
 
 
 def is_torchs(loss: Any) -> bool:
-    """Whether a loss is a module or a function of PyTorch's own."""
+    """Whether a loss is a module or function of PyTorch itself."""
     function = loss.func if isinstance(loss, partial) else loss
     kind = type(function) if isinstance(function, nn.Module) else function
     return getattr(kind, "__module__", None) in FROM_TORCH
@@ -98,7 +98,7 @@ def is_torchs(loss: Any) -> bool:
 
 @dataclass(frozen=True)
 class Spread:
-    """A loss of PyTorch's as a function of (output, targets): it is called with several of either as its arguments."""
+    """A loss of PyTorch as a function (output, targets) that passes several outputs and targets as arguments."""
 
     loss: Callable[..., Any]
 
@@ -112,31 +112,31 @@ class Spread:
 
     @property
     def __self__(self) -> Any:
-        """The loss, as the owner of the tensors that it holds."""
+        """The loss itself, which may own tensors; like the `__self__` of a method."""
         return self.loss.func if isinstance(self.loss, partial) else self.loss
 
 
 @dataclass(frozen=True)
 class TimeFirstLoss(CustomLoss):
-    """A loss of outputs (T, b, C), whose second dimension counts the examples: `torch.nn.CTCLoss`."""
+    """A loss of outputs (T, b, C), with the examples in the second dimension: `torch.nn.CTCLoss`."""
 
     def rows(self, output: Tensor, targets: Any) -> Tensor:
-        """The output (b, T, C). Raises SpectraError where it has no such dimensions."""
+        """Transpose the output to (b, T, C). Raises SpectraError where it has another shape."""
         count = len(targets[0] if isinstance(targets, tuple | list) else next(iter(targets.values())))
         if output.ndim != 3 or output.shape[1] != count:
             raise SpectraError(
-                f"`loss` {self.name}: takes log-probabilities (time, batch, classes), but the output has shape "
+                f"`loss` {self.name}: it takes log-probabilities (time, batch, classes), but the output has shape "
                 f"{tuple(output.shape)} for {count} examples; let the model return output.transpose(0, 1)"
             )
         return output.transpose(0, 1)
 
     def called(self, output: Tensor, targets: Any) -> Any:
-        """What the loss returns for rows (b, T, C). Raises SpectraError where it fails."""
+        """Call the loss on rows (b, T, C). Raises SpectraError where it fails."""
         return super().called(output.transpose(0, 1), targets)
 
 
 def others(loss: Callable[..., Any], name: str, how: str) -> CustomLoss:
-    """A loss of PyTorch's that is none of ours, as one of (output, targets); `how` is its reduction."""
+    """Make a function of (output, targets) from a loss of PyTorch without an equivalent; `how` is its reduction."""
     function = loss.func if isinstance(loss, partial) else loss
     kind = TimeFirstLoss if isinstance(function, nn.CTCLoss) or function is F.ctc_loss else CustomLoss
     return kind(Spread(loss), name, reduction=how)

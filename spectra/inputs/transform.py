@@ -1,7 +1,7 @@
-"""The `transform` option: the function applied to the x of every example, once, before the model sees it.
+"""The `transform` option: a function that is applied once to the x of every example before the model gets it.
 
-By default, torchvision's images go through the transform of the model's weights, where it came with weights, else
-become tensors; other data stay as they are.
+By default, torchvision's images go through the transform of the model's pretrained weights, or become tensors if it has
+none. Other data are not changed.
 """
 
 import inspect
@@ -17,39 +17,35 @@ from spectra.inputs.model import pretrained_weights
 from spectra.inputs.spec import check_options, input_error, parse_spec, resolve
 
 OPTION = "`transform`"
-INSTANCE = "name what it makes: file.py:transform, for a line transform = NAME(...) in that file"
+INSTANCE = "add a line transform = NAME(...) to the file, and name it: file.py:transform"
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A transform of x, with its name for the record.
-
-    Attributes: function: the function of x. name: its name for the record. typed: whether the user named it; a default
-    is for torchvision's images alone.
-    """
+    """A transform of x."""
 
     function: Callable[[Any], Any]
-    name: str
-    typed: bool = False
+    name: str  # for the record
+    typed: bool = False  # whether the user named it; a default applies to torchvision's images only
 
     def __call__(self, x: Any, index: int) -> Any:
         """Apply the function to the x of one example. Raises SpectraError where it fails, or returns a function."""
         try:
             result = self.function(x)
         except Exception as error:
-            hint = "it is the default here; name your own as file.py:name"
+            hint = "it is the default transform; name your own as file.py:name"
             if self.typed:
-                hint = f"it is called with x alone; if it makes a transform, {INSTANCE}"
+                hint = f"it is called with x only; if it returns a transform, {INSTANCE}"
             text = f"it failed on example {index} with {describe(error)}; {hint}"
             raise input_error(OPTION, self.name, text) from error
         if callable(result):
-            text = f"it gave a {type(result).__name__} for example {index}, no tensor; {INSTANCE}"
+            text = f"it returned a {type(result).__name__} for example {index}, not a tensor; {INSTANCE}"
             raise input_error(OPTION, self.name, text)
         return result
 
 
 def to_tensor(image: Any) -> Tensor:
-    """A PIL image as (channels, height, width), bytes scaled to [0, 1]; a tensor as it is."""
+    """Convert a PIL image to a tensor (channels, height, width), bytes scaled to [0, 1]; a tensor is not changed."""
     from torchvision.transforms import functional
 
     return image if isinstance(image, Tensor) else functional.to_tensor(image)
@@ -59,12 +55,12 @@ TO_TENSOR = Transform(to_tensor, "to tensor")
 
 
 def choose_transform(spec: str | None, model: str) -> Transform:
-    """What `spec` names, or the default for a model: its weights' own transform, else to tensor.
+    """Return the transform that `spec` names, or the default: that of the model's pretrained weights, else to tensor.
 
     Args:
-        spec: `path/to/file.py:name` or `package.module:name` of a function, a Compose or a module that takes x; what
-            follows a `?` goes to it as keywords. None where the user named none.
-        model: the model as named on the command line.
+        spec: `path/to/file.py:name` or `package.module:name` of a function, a Compose or a module that takes x; options
+            after a `?` become keyword arguments. None: the default.
+        model: the name of the model, as on the command line.
 
     Raises:
         SpectraError: no such name, it does not take x and these options, or the model has no such weights.

@@ -1,7 +1,7 @@
-"""Models of the package transformers: `transformers:CLASS?path=FOLDER`, or of a configuration made of the options.
+"""Build models of the package transformers from a folder (`transformers:CLASS?path=FOLDER`) or from options.
 
-A folder is data, as a checkpoint is: its config.json is read as JSON, its weights by `read_checkpoint`, and
-transformers gets both ready made. Code that lies in it (`auto_map`) is never imported, and nothing is downloaded.
+A folder is untrusted data, as a checkpoint is. Its config.json is read as JSON, its weights by `read_checkpoint`, and
+both are passed to transformers. Code in the folder (`auto_map`) is never imported, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,36 +24,39 @@ from spectra.inputs.checkpoint_file import read_checkpoint
 from spectra.inputs.sources import Built
 from spectra.inputs.spec import input_error, suggest
 from spectra.inputs.state_dict import some
-from spectra.inputs.weights_alone import weights_alone
+from spectra.inputs.weights_only import weights_only
 from spectra.quoting import foreign, quoted
 from spectra.wording import counted
 
 OPTION = "`model`"
 PREFIX = "transformers:"
 INSTALL = 'the package transformers is not installed; install it with pip install "loss-spectra[transformers]"'
-DOWNLOAD = "models are not downloaded: fetch it with `hf download {} --local-dir FOLDER`, and write {}?path=FOLDER"
+DOWNLOAD = "models are not downloaded here: run `hf download {} --local-dir FOLDER`, and write {}?path=FOLDER"
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
 DIGITS = 12
-ATTENTION = ("eager", "sdpa")  # the others have no second derivative, or are fetched
-# Of a config.json: what would run, fetch or rearrange something while the model is made.
+ATTENTION = ("eager", "sdpa")  # the others have no second derivative, or are downloaded
+# Entries of a config.json that would run, download or rearrange something while the model is built.
 LEFT_OUT = {"auto_map", "attn_implementation", "experts_implementation", "fusion_config", "distributed_config"}
 
 
 def make(name: str, options: dict[str, Any]) -> Built:
-    """The model of a class of transformers, with the weights of a local folder or as its configuration draws them.
+    """Build a model of transformers with the weights of a local folder, or with random weights.
 
     Args:
-        name: `transformers:CLASS`, an `Auto...` class or an architecture.
+        name: `transformers:CLASS`, where CLASS is an `Auto...` class or an architecture.
         options: `path`, the folder; the others are values of the configuration. For an `Auto...` class without a
-            folder, `model_type` is the architecture's name, as `gpt2`.
+            folder, `model_type` is the name of the architecture, such as `gpt2`.
+
+    Returns:
+        The model, and notes on its weights.
 
     Raises:
-        SpectraError: no such class, folder or value, or weights that are not those of the class.
+        SpectraError: no such class, folder or value, or the weights do not fit the class.
     """
     options = dict(options)
-    with quiet(name), weights_alone():  # an architecture of timm reads files that a configuration may name
+    with quiet(name), weights_only():  # timm architectures read files that a configuration may name
         kind = _class(name)
         if "trust_remote_code" in options:
             text = "code in a folder of weights is not run; name its class as file.py:Class"
@@ -75,13 +78,14 @@ def make(name: str, options: dict[str, Any]) -> Built:
             if isinstance(error, UnpicklingError):  # torch advises to trust the file
                 text = f"its {CONFIG} names a file that holds more than weights, which could run code; take that out"
             raise input_error(OPTION, name, text) from error
-    return Built(model, [f"weights are drawn by the seed: {foreign(folder)} holds none"] if folder else [])
+    return Built(model, [f"weights are random, from the seed: {foreign(folder)} holds none"] if folder else [])
 
 
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """A context without progress bars, messages, warnings and downloads of transformers. Raises SpectraError where it
-    is not installed.
+    """Disable progress bars, messages, warnings and downloads of transformers inside this context.
+
+    Raises SpectraError where transformers is not installed.
     """
     with warnings.catch_warnings(action="ignore"):
         try:
@@ -110,15 +114,15 @@ def _class(name: str) -> Any:
     if _is_auto(found) or (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         return found
     if os.path.isdir(short):
-        raise input_error(OPTION, name, told_of_folder(short))
+        raise input_error(OPTION, name, folder_advice(short))
     if "/" in short or (found is None and short.islower()):
         raise input_error(OPTION, name, DOWNLOAD.format(foreign(short), f"{PREFIX}AutoModel"))
     known = [one for one in dir(transformers) if one.startswith("AutoModel") or "For" in one or one.endswith("Model")]
     raise input_error(OPTION, name, f"transformers has no model {foreign(short)}; {suggest(short, known)}")
 
 
-def told_of_folder(path: str) -> str:
-    """What a folder is that is given as a model, and how to write it: with the class that its configuration names."""
+def folder_advice(path: str) -> str:
+    """Say how to write a folder that is given as a model, with the class that its configuration names."""
     try:
         saved = json.loads(read_bounded(Path(path, CONFIG), WRITTEN_BY_US))["architectures"][0]
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
@@ -127,7 +131,7 @@ def told_of_folder(path: str) -> str:
 
 
 def _is_auto(kind: Any) -> bool:
-    """Whether it is one of the `AutoModel...` classes, which choose the architecture by the configuration."""
+    """Whether a class is one of the `AutoModel...` classes, which choose the architecture from the configuration."""
     return isinstance(kind, type) and hasattr(kind, "_model_mapping") and hasattr(kind, "from_config")
 
 
@@ -143,7 +147,7 @@ def _folder(name: str, path: str) -> Path:
 
 
 def _configuration(name: str, kind: Any, folder: Path | None, options: dict[str, Any]) -> Any:
-    """The configuration that the folder holds and the options change, or that the options make."""
+    """Make the configuration from the folder's, changed by the options, or from the options only."""
     content = _content(name, folder) if folder else {}
     attention = options.pop("attn_implementation", None)
     if attention not in (None, *ATTENTION):
@@ -169,11 +173,11 @@ def _configuration(name: str, kind: Any, folder: Path | None, options: dict[str,
 
 
 def _content(name: str, folder: Path) -> dict[str, Any]:
-    """What config.json holds."""
+    """Read config.json."""
     try:
         content = json.loads(read_bounded(folder / CONFIG, WRITTEN_BY_US))
     except FileNotFoundError:
-        text = f"there is no {CONFIG} in it; name a folder that model.save_pretrained(folder) wrote"
+        text = f"it has no {CONFIG}; name a folder that model.save_pretrained(folder) wrote"
         raise input_error(OPTION, f"{name}?path={folder}", text) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or describe(error)
@@ -187,44 +191,45 @@ def _content(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _plain(content: Any) -> Any:
-    """The configuration without what would run, fetch or rearrange something."""
+    """Remove the entries of a configuration that would run, download or rearrange something."""
     if isinstance(content, dict):
-        if content.keys() == {"__float__"}:  # as transformers writes what JSON has no word for
+        if content.keys() == {"__float__"}:  # how transformers writes inf and nan
             return float(content["__float__"])
         return {k: _plain(v) for k, v in content.items() if not (str(k).startswith("_") or k in LEFT_OUT)}
     return [_plain(item) for item in content] if isinstance(content, list) else content
 
 
 def _config_class(name: str, kind: Any, content: Mapping[str, Any]) -> Any:
-    """The class of the configuration, by `model_type`, or that of the architecture."""
+    """Return the class of the configuration: that of the architecture, or the one that `model_type` names."""
     from transformers import CONFIG_MAPPING
 
     model_type = content.get("model_type")
     if not _is_auto(kind):
         own = kind.config_class
         if own is None:
-            raise input_error(OPTION, name, "it is a base class; name an architecture, or an Auto class")
+            raise input_error(OPTION, name, "it is an abstract base class; name an architecture, or an Auto class")
         if model_type not in (None, own.model_type):
             saved = some([str(one) for one in content.get("architectures") or [model_type]])
-            raise input_error(OPTION, name, f"it is of model_type {own.model_type}, but the weights are of {saved}")
+            text = f"its model_type is {own.model_type}, but the weights are of {saved}; name that class"
+            raise input_error(OPTION, name, text)
         return own
     if model_type is None:
-        text = "which architecture is not said; write model_type=gpt2 or the like, or path=FOLDER"
+        text = "the architecture is missing; write ?model_type=gpt2 (or another one), or ?path=FOLDER"
         raise input_error(OPTION, name, text)
     if model_type not in CONFIG_MAPPING:
         way_out = suggest(str(model_type), CONFIG_MAPPING.keys())
         if "auto_map" in content:
-            way_out = "its code in the folder is not run; name its class as file.py:Class"
+            way_out = "the code in the folder is not run; name its class as file.py:Class"
         raise input_error(OPTION, name, f"transformers has no model_type {foreign(model_type)}; {way_out}")
     return CONFIG_MAPPING[model_type]
 
 
 def _check_names(name: str, config: Any, options: Mapping[str, Any]) -> None:
-    """Raise SpectraError for an option that the configuration, or its class, does not know."""
+    """Raise SpectraError for an option that the configuration, or its class, does not have."""
     if isinstance(config, type):
         try:
             config = config()
-        except Exception:  # one that is made of others has no default
+        except Exception:  # a configuration composed of others has no default
             return
     known = {*config.to_dict(), *config.attribute_map, "num_labels", "return_dict"}
     for key in options:
@@ -233,7 +238,7 @@ def _check_names(name: str, config: Any, options: Mapping[str, Any]) -> None:
 
 
 def _parts(config: Any) -> Iterator[Any]:
-    """A configuration, and those in it."""
+    """Yield a configuration, and the configurations nested in it."""
     yield config
     for value in vars(config).values():
         if isinstance(value, type(config).__mro__[-2]) and hasattr(value, "to_dict"):
@@ -241,19 +246,19 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def _weights(name: str, folder: Path) -> Path | None:
-    """The file of the weights in a folder, or the index of its shards; None where there are no weights at all."""
+    """Find the file of weights in a folder, or the index of its shards; None where the folder has no weights."""
     for file in WEIGHTS:
         if (folder / file).exists():
             return folder / file
     others = sorted(file.name for file in folder.iterdir() if file.name.endswith(OTHER_WEIGHTS))
     if others:
-        text = f"its weights have to be in {', '.join(WEIGHTS)}, and it holds {some(others)}; save them so"
+        text = f"it holds {some(others)}, but none of {', '.join(WEIGHTS)}; save the model with save_pretrained(folder)"
         raise input_error(OPTION, f"{name}?path={folder}", text)
     return None
 
 
 def _loaded(name: str, kind: Any, config: Any, file: Path) -> Built:
-    """The model with the weights of a file; all of its parameters are in there, or a SpectraError names the others."""
+    """Build the model with the weights of a file. Raises SpectraError where a parameter is missing from the file."""
     state, digest = _state(file)
     stored = {value.dtype for value in state.values() if value.is_floating_point()}
     if any(dtype.itemsize < 2 for dtype in stored):
@@ -261,25 +266,25 @@ def _loaded(name: str, kind: Any, config: Any, file: Path) -> Built:
     if _is_auto(kind):
         with torch.device("meta"):
             kind = type(kind.from_config(config))
-    model, told = kind.from_pretrained(
+    model, loading_info = kind.from_pretrained(
         None,
         config=config,
         state_dict=state,
         dtype=torch.float64 if torch.float64 in stored else torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # told instead
+        ignore_mismatched_sizes=True,  # _refuse_random reports them
         local_files_only=True,
     )
-    _refuse_random(name, file, model, told, getattr(config, "architectures", None))
+    _refuse_random(name, file, model, loading_info, getattr(config, "architectures", None))
     kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
     notes = [f"weights are those of {foreign(file)} ({kinds}; SHA-256 {digest[:DIGITS]}...)"]
-    if unused := sorted(map(str, told["unexpected_keys"])):
+    if unused := sorted(map(str, loading_info["unexpected_keys"])):
         notes.append(f"{counted(len(unused), 'tensor')} of {foreign(file)} not used: {some(unused)}")
     return Built(model, notes)
 
 
 def _state(file: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors in a file or its shards, and the SHA-256."""
+    """Read the tensors in a file or its shards, and the SHA-256."""
     try:
         content, digest = read_checkpoint(file)
     except SpectraError as error:
@@ -289,10 +294,11 @@ def _state(file: Path) -> tuple[dict[str, Tensor], str]:
     return dict(content), digest
 
 
-def _refuse_random(name: str, file: Path, model: nn.Module, told: Mapping[str, Any], saved: Any) -> None:
-    """Raise SpectraError where weights are not in the file, or of other shapes: they would be random."""
-    shapes = [f"{key} {tuple(there)} instead of {tuple(here)}" for key, there, here in sorted(told["mismatched_keys"])]
-    missing = sorted(map(str, told["missing_keys"]))
+def _refuse_random(name: str, file: Path, model: nn.Module, loading_info: Mapping[str, Any], saved: Any) -> None:
+    """Raise SpectraError where weights are missing from the file, or have other shapes: they would be random."""
+    mismatched = sorted(loading_info["mismatched_keys"])
+    shapes = [f"{key} {tuple(there)} instead of {tuple(here)}" for key, there, here in mismatched]
+    missing = sorted(map(str, loading_info["missing_keys"]))
     if not (shapes or missing):
         return
     wrong = f"{some(shapes)} in" if shapes else f"{some(missing)} missing from"
@@ -300,4 +306,4 @@ def _refuse_random(name: str, file: Path, model: nn.Module, told: Mapping[str, A
     way_out = "check what follows '?'"
     if isinstance(saved, list) and saved and own not in saved and not shapes:
         way_out = f"it was saved from {some([str(one) for one in saved])}; name that class"
-    raise input_error(OPTION, name, f"{wrong} {foreign(file)}, which would be random; {way_out}")
+    raise input_error(OPTION, name, f"{wrong} {foreign(file)}, so these weights would be random; {way_out}")

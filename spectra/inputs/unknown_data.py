@@ -1,4 +1,4 @@
-"""What to write in place of a name that no data have: the message for a name that `data` does not know."""
+"""The error message for a name that `data` does not know, with a suggestion what to write instead."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 ARRAYS = {".npy", ".pt", ".pth", ".mat", ".h5", ".hdf5", ".pkl"}
 
 
-def told_of(name: str, forms: str) -> str:
-    """What is wrong with a name of data, and the way out; `forms` are all ways to write a name."""
+def unknown(name: str, forms: str) -> str:
+    """Say why a name is not known data, and what to write; `forms` lists all ways to name data."""
     path = Path(name)
     if path.is_file():
         return of_file(path)
     if near := [*same_set(name), *same_path(path)]:
-        return f"it names no data; did you mean {near[0]}?"
-    return f"it names no data{missing(path)}; write {forms}"
+        return f"it is not known data; did you mean {near[0]}?"
+    return f"it is not known data{missing(path)}; write {forms}"
 
 
 def of_file(path: Path) -> str:
-    """What to write for a file of a kind that is not read."""
+    """Say what to write for a file of a kind that is not supported."""
     if path.suffix.lower() in TEXTS:
         return f"a text is cut into chunks of tokens; write text:{quoted(path)}?length=256"
     if path.suffix.lower() in IMAGES:
         return "it is one image; name the folder that holds a folder of images for each class"
-    kind = f"{path.suffix} files are not read" if path.suffix else "files without an ending are not read"
+    kind = f"{path.suffix} files are not supported" if path.suffix else "files without a suffix are not supported"
     arrays = "save its arrays x and y with numpy.savez, or " if path.suffix.lower() in ARRAYS else ""
     return f"{kind}; {arrays}write a function that reads it and returns tensors (x, y) or a data set, as file.py:name"
 
 
 def same_set(name: str) -> Iterator[str]:
-    """The data set of torchvision that has this name but for capitals."""
+    """Find the data set of torchvision with this name, up to capital letters and hyphens."""
     with suppress(ImportError):
         from torchvision import datasets
 
@@ -46,7 +46,7 @@ def same_set(name: str) -> Iterator[str]:
 
 
 def same_path(path: Path) -> Iterator[str]:
-    """The path with its first folder that does not exist replaced by one of nearly that name, where this exists."""
+    """Find paths that exist, with a similar name for the first part of `path` that does not exist."""
     for depth, part in enumerate(path.parts):
         parent = Path(*path.parts[:depth])
         if (parent / part).exists():
@@ -59,7 +59,7 @@ def same_path(path: Path) -> Iterator[str]:
 
 
 def missing(path: Path) -> str:
-    """Where a path ends that leads to nothing, for a name that looks like a path."""
+    """Say which part of a path does not exist; an empty text for a name without a folder."""
     if len(path.parts) < 2:
         return ""
     there = next(parent for parent in path.absolute().parents if parent.exists())

@@ -1,4 +1,4 @@
-"""A user's own loss: which arguments its function takes, and which of its parts is taken alone."""
+"""A user's own loss: the arguments that its function takes, and the choice of one of its parts."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ def takes_model(function: Callable[..., Any], name: str, signature: str | None =
 
     Args:
         function: the loss.
-        name: the loss as messages call it.
-        signature: `model` or `output`, which say what it takes; None: it takes (model, batch) where its first
-            parameter is called model.
+        name: the name of the loss in messages.
+        signature: `model` or `output`, the first parameter; None: it is read from the function.
 
     Raises:
-        SpectraError: there is no such signature.
+        SpectraError: the signature is not valid.
     """
     if signature not in (None, *SIGNATURES):
-        raise SpectraError(f"`loss` {name}: signature is {signature!r}; {suggest(str(signature), SIGNATURES)}")
+        raise SpectraError(
+            f"`loss` {name}: signature={signature!r} is not valid; {suggest(str(signature), SIGNATURES)}"
+        )
     return signature == MODEL or (signature is None and first_parameter(function) == MODEL)
 
 
 def first_parameter(function: Callable[..., Any]) -> str | None:
-    """The name of a function's first parameter; None where it shows none."""
+    """Return the name of a function's first parameter; None where it cannot be inspected or has no parameters."""
     try:
         parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
     except (TypeError, ValueError):  # some built-ins have no signature
@@ -46,7 +47,7 @@ def first_parameter(function: Callable[..., Any]) -> str | None:
 
 
 def part_of(loss: Loss, part: str | None) -> Loss:
-    """The loss, of which one part is taken alone. Raises SpectraError where it is no user's loss."""
+    """Restrict a user's loss to one of its parts. Raises SpectraError for any other loss, which has no parts."""
     if part is None:
         return loss
     if not isinstance(loss, CustomLoss | BatchLoss):

@@ -1,4 +1,4 @@
-"""The model of a problem with its weights: built from a name and loaded from a checkpoint, or the caller's own."""
+"""Prepare the model of a problem: build a named one and load its checkpoint, or take the caller's own module."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from spectra.inputs.model import build, cast, renormalise_embeddings
 from spectra.memory import taking_memory
 from spectra.quoting import foreign
 
-LARGE_MODEL = "take `dtype` float32 and `device` cpu, or a machine with more memory"
+LARGE_MODEL = "use `dtype` float32 and `device` cpu, or a machine with more memory"
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A model with its weights, how the checkpoint matched, as `load_checkpoint` tells it, and notes."""
+    """A model with its weights, and notes for the record."""
 
     model: nn.Module
-    checkpoint: dict[str, Any] | None
+    checkpoint: dict[str, Any] | None  # what load_checkpoint returned
     notes: Sequence[str]
 
 
@@ -39,10 +39,10 @@ def model_on(
     place: tuple[torch.device, torch.dtype],
     params: Sequence[str],
 ) -> Weighted:
-    """The named model with its weights, or the caller's own, on a device and in a dtype. Raises SpectraError."""
+    """Load a named model and its weights, or take the caller's own, on a device and in a dtype. Raises SpectraError."""
     if isinstance(model, nn.Module):
         refuse_of_names(
-            {"checkpoint": checkpoint, "checkpoint_key": checkpoint_key}, "`model` load its weights into it"
+            {"checkpoint": checkpoint, "checkpoint_key": checkpoint_key}, "load the weights into `model` yourself"
         )
         network, notes = own_model(model, *place)
         return Weighted(network, None, notes)
@@ -61,33 +61,32 @@ def load_model(
     dtype: torch.dtype | None = None,
     params: Sequence[str] = (),
 ) -> tuple[nn.Module, dict[str, Any] | None, Sequence[str]]:
-    """Build the named model and load its weights, and return it with what `load_checkpoint` returns and with notes.
+    """Build the named model, load its weights, and return it with the result of `load_checkpoint` and with notes.
 
-    An adapter freezes the model that it is put on, unless `params` say what to differentiate by. Raises SpectraError.
-
-    The model is brought to `dtype` before weights are loaded, or those of float64 would be rounded on their way, and to
-    eval mode afterwards, since an `eval()` of its own may merge them.
+    An adapter freezes its base model, unless `params` choose the parameters. The model is cast to `dtype` before the
+    weights are loaded, since float64 weights would be rounded otherwise, and is put in eval mode afterwards, since its
+    own `eval()` may merge weights. Raises SpectraError.
     """
     if checkpoint_key is not None and not checkpoint:
-        raise SpectraError(f"`checkpoint_key` {foreign(checkpoint_key)}: there is no `checkpoint` to look in; name one")
+        raise SpectraError(f"`checkpoint_key` {foreign(checkpoint_key)}: it needs a `checkpoint`; name one")
     with taking_memory(f"`model` {model}", LARGE_MODEL):
         try:
             built = build(model, seed)
         except SpectraError as error:
             if checkpoint and (name := fitting(model, checkpoint)):
-                text = f"{error}; hyper_parameters in `checkpoint` have them: `model` '{foreign(name)}'"
+                text = f"{error}; the hyper_parameters in `checkpoint` suggest `model` '{foreign(name)}'"
                 raise SpectraError(text) from error
             raise
         network = cast(built.model, None, dtype)
     with taking_memory(f"`checkpoint` {checkpoint}", LARGE_MODEL):
         loaded = load_checkpoint(network, checkpoint, checkpoint_key, alone=not params) if checkpoint else None
-    with suppress(NotImplementedError):  # a graph of torch.export has the one mode in which it was made
+    with suppress(NotImplementedError):  # a graph of torch.export cannot change its mode
         network.eval()
-    return network, loaded, () if checkpoint else built.notes  # which tell of the weights
+    return network, loaded, () if checkpoint else built.notes  # these notes are about weights that were replaced
 
 
 def adapter_notes(loaded: dict[str, Any] | None, model: nn.Module, params: Sequence[str]) -> list[str]:
-    """The note that the checkpoint is an adapter, and how much of the model it is."""
+    """Return a note on the size of an adapter; nothing for another checkpoint."""
     if not loaded or not loaded["adapter"]:
         return []
     own, every = loaded["adapter_parameters"], sum(p.numel() for p in model.parameters())
@@ -96,9 +95,9 @@ def adapter_notes(loaded: dict[str, Any] | None, model: nn.Module, params: Seque
 
 
 def refuse_of_names(given: dict[str, Any], way_out: str) -> None:
-    """Raise SpectraError where there is an argument that goes with names alone."""
+    """Raise SpectraError for an argument that applies only to a model or data given by name."""
     for name, value in given.items():
         if value is not None:
             raise SpectraError(
-                f"`{name}` {value}: is for what is given by name, as on the command line; of your own {way_out}"
+                f"`{name}` {value}: it applies only to what is given by name, as on the command line; {way_out}"
             )

@@ -1,5 +1,5 @@
-"""Callbacks for the trainers of other packages: a module for each, which alone imports its package.
+"""Callbacks for the trainers of other packages; each module imports one package.
 
-`spectra.integrations.lightning.SpectraCallback` and `spectra.integrations.transformers.SpectraCallback` find model,
-loss and data in the trainer, and record by `spectra.watch`.
+`spectra.integrations.lightning.SpectraCallback` and `spectra.integrations.transformers.SpectraCallback` take model,
+loss and data from the trainer, and record with `spectra.watch`.
 """

@@ -1,4 +1,4 @@
-"""Some of a training loader's examples, read beside the loader, which goes on as if nobody had read."""
+"""Read some examples of a training loader without changing what the loader yields afterwards."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torch import nn
 
 from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import UNCUT
-from spectra.inputs.chance import seeded
+from spectra.inputs.seeding import seeded
 
-MOST = 10_000  # objects in which generators are looked for
-LARGEST = 1000  # entries of a list or a dictionary: more are data
+MOST = 10_000  # objects that are searched for random generators
+LARGEST = 1000  # entries of a list or dictionary that is searched; larger ones are data
 GENERATORS = (torch.Generator, random.Random, np.random.RandomState, np.random.Generator)
-LEAVES = (torch.Tensor, np.ndarray, nn.Module, type, type(torch))  # in which nothing is looked for
+LEAVES = (torch.Tensor, np.ndarray, nn.Module, type, type(torch))  # not searched
 GIVE = "give `data`, the examples to watch, as batches"
 
 
 def some_batches(loader: Any, count: int, seed: int) -> list[Any]:
-    """Batches of `count` examples of a DataLoader's data set, or of all where it has fewer.
+    """Read `count` examples of a DataLoader's data set, or all if it has fewer, in batches of the loader's size.
 
-    The examples are chosen by the seed and taken from the data set one by one: the loader's sampler and its workers
-    stay out of it, and all generators, those that data set and collate function keep among them, are put back. What
-    the data set draws at random is drawn once.
+    The examples are chosen with the seed and read one by one, without the loader's sampler and workers. All random
+    generators are restored afterwards, including those of the data set and the collate function. Random augmentation is
+    drawn once.
 
     Raises:
-        SpectraError: the loader is none of PyTorch's, or its data set has no length; reading fails.
+        SpectraError: the loader is not a DataLoader, its data set has no length, or reading fails.
     """
     dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if dataset is None or not callable(collate):
@@ -39,13 +39,13 @@ def some_batches(loader: Any, count: int, seed: int) -> list[Any]:
     name = type(dataset).__name__
     size = batch_size(loader)
     if size is None:
-        raise SpectraError(f"`data`: the trainer's loader has no batch size, as {name} makes its own batches; {GIVE}")
+        raise SpectraError(f"`data`: the trainer's loader has no batch size: {name} makes its own batches; {GIVE}")
     try:
         length = len(dataset)
     except Exception as error:
         raise SpectraError(f"`data`: {name} has no length, so no examples can be chosen from it; {GIVE}") from error
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
-    with seeded(seed), as_they_were(dataset, collate):
+    with seeded(seed), state_restored(dataset, collate):
         try:
             return [collate(items_of(dataset, order[i : i + size])) for i in range(0, len(order), size)]
         except Exception as error:
@@ -53,7 +53,7 @@ def some_batches(loader: Any, count: int, seed: int) -> list[Any]:
 
 
 def batch_size(loader: Any) -> int | None:
-    """The size of a loader's batches, where they are of one size; None where the data set has batches of its own."""
+    """Return the size of a loader's batches, a default if they vary, and None if the data set makes its own batches."""
     for holder in (loader, getattr(loader, "batch_sampler", None)):
         if isinstance(size := getattr(holder, "batch_size", None), int):
             return size
@@ -61,22 +61,22 @@ def batch_size(loader: Any) -> int | None:
 
 
 def items_of(dataset: Any, indices: list[int]) -> list[Any]:
-    """The items of a data set, fetched as PyTorch's loaders do."""
+    """Read items of a data set as PyTorch's loaders do."""
     fetch: Any = getattr(dataset, "__getitems__", None)
     return fetch(indices) if fetch else [dataset[index] for index in indices]
 
 
 @contextmanager
-def as_they_were(*objects: Any) -> Iterator[None]:
-    """Put back on leaving the attributes of objects, and of those within them, and the states of generators there."""
+def state_restored(*objects: Any) -> Iterator[None]:
+    """Restore, on leaving, the attributes of objects and of objects in them, and the states of random generators."""
     with ExitStack() as stack:
-        for found in within(objects):
+        for found in reachable(objects):
             stack.callback(restorer(found))
         yield
 
 
 def restorer(found: Any) -> Any:
-    """The function that puts a generator back to its present state, or an object to its present attributes."""
+    """Return a function that restores the present state of a random generator, or the attributes of an object."""
     if isinstance(found, torch.Generator):
         state = found.get_state()
         return lambda: found.set_state(state)
@@ -99,8 +99,8 @@ def restorer(found: Any) -> Any:
     return restore
 
 
-def within(objects: Any) -> list[Any]:
-    """Generators, and objects with attributes, in these and in what they hold, the nearest first."""
+def reachable(objects: Any) -> list[Any]:
+    """List the random generators, and the objects with attributes, that are reachable from objects, nearest first."""
     found, seen, waiting = [], set(), deque(objects)
     while waiting and len(seen) < MOST:
         one = waiting.popleft()
@@ -115,5 +115,5 @@ def within(objects: Any) -> list[Any]:
         elif isinstance(held := getattr(one, "__dict__", None), dict):
             found.append(one)
             waiting += held.values()
-            waiting.append(getattr(one, "__self__", None))  # of a method
+            waiting.append(getattr(one, "__self__", None))  # the object of a method
     return found

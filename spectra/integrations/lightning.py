@@ -1,4 +1,4 @@
-"""`SpectraCallback` for Lightning's Trainer: curvature recorded while it trains, in files and in its loggers."""
+"""`SpectraCallback` for Lightning's Trainer: record curvature during training, in files and in its loggers."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers.logger import DummyLogger
 except ImportError as error:
-    told = 'the package lightning is not installed; install it with pip install "loss-spectra[lightning]"'
-    raise ImportError(f"spectra.integrations.lightning: {told}") from error
+    text = 'the package lightning is not installed; install it with pip install "loss-spectra[lightning]"'
+    raise ImportError(f"spectra.integrations.lightning: {text}") from error
 
-COMPILED = ("forward", "training_step")  # of a module that torch.compile was called on
+COMPILED = ("forward", "training_step")  # methods that torch.compile replaces in a LightningModule
 
 
 class SpectraCallback(Callback):
-    """Record top eigenvalues and the trace every so many steps of a Lightning Trainer.
+    """Record top eigenvalues and the trace during training with a Lightning Trainer, at regular steps.
 
         trainer = Trainer(callbacks=[SpectraCallback("runs/a", every=100, products=60)])
 
-    The loss is what `training_step` returns for a batch, in eval mode and without autocast; the examples are chosen
-    once of the training loader's data set, by `seed`. A step is one of the optimizer (`trainer.global_step`), and step
-    0 is before the first. Numbers go into the trainer's loggers as `spectra/hessian/eigenvalue_1` and so on, files into
-    `out` as `spectra.watch` leaves them. Training is unchanged, bit for bit. Of several processes the first alone
-    records; the others wait where they next need it, as long as the time limit of their process group allows.
+    The loss is that of `training_step` for a batch, in eval mode and without autocast. The examples are chosen once
+    from the training data, with `seed`. Steps are optimizer steps (`trainer.global_step`), and step 0 is before the
+    first. Numbers go to the trainer's loggers as `spectra/hessian/eigenvalue_1` and so on, and files to `out` as with
+    `spectra.watch`. Training is unchanged, bit for bit. With several processes, only the first records; the others wait
+    for it at their next communication, within the time limit of their process group.
 
     Args:
         out: the directory in which each recording makes its own.
         every: the number of optimizer steps from one recording to the next.
-        examples: the number of training examples that recordings are of.
+        examples: the number of training examples for recordings.
         loss: a loss as `spectra.watch` takes it, in place of `training_step`.
         data: the examples as `spectra.watch` takes them (`batches`), in place of those of the training loader.
         log: a tracker as `spectra.watch` takes it, in place of the trainer's loggers.
-        precondition: whether matrices are what the trainer's optimizer meets (`optimizer` of `spectra.watch`), beside
-            its threshold of stability; step 0 is left out then, where the optimizer has no state.
-        options: further arguments of `spectra.watch`, as products, k and curvature.
+        precondition: record the matrices preconditioned by the trainer's optimizer (`optimizer` of `spectra.watch`),
+            and its threshold of stability; step 0 is then left out, since the optimizer has no state.
+        options: further arguments of `spectra.watch`, such as products, k and curvature.
 
     Raises:
-        SpectraError: when training starts: no recording can work, as with manual optimization or sharded parameters.
+        SpectraError: at the start of training: no recording can work, such as with manual optimization or sharded
+            parameters.
     """
 
     def __init__(
@@ -62,27 +63,27 @@ class SpectraCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.recorder.loss is None and not pl_module.automatic_optimization:
-            raise SpectraError("`loss`: training_step optimizes by itself (automatic_optimization is off); give a loss")
+            raise SpectraError("`loss`: training_step runs the optimizer (automatic_optimization is off); give `loss`")
         loggers = list(trainer.loggers)
 
         def log(values: dict[str, float], step: int) -> None:
             for logger in loggers:
                 logger.log_metrics(values, step=step)
 
-        with aside(trainer, pl_module):
+        with isolated(trainer, pl_module):
             self.recorder.begin(pl_module, "model", trainer.train_dataloader, log, trainer.optimizers)
             self.recorder.first(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        with aside(trainer, pl_module):
+        with isolated(trainer, pl_module):
             self.recorder.at(trainer.global_step)
 
 
 @contextmanager
-def aside(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """A context in which the module's own functions are not compiled, and what they log goes nowhere."""
+def isolated(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Use the module's uncompiled functions, and discard what they log, inside this context."""
     loggers, own = trainer.loggers, vars(module)
     compiled = {name: own[name] for name in COMPILED if own.get("_compiler_ctx") and name in own}
     try:

@@ -1,4 +1,4 @@
-"""What callbacks of different trainers share: a `spectra.watch` that is made when training begins."""
+"""The common part of the callbacks: a recorder that makes a `spectra.watch` when training begins."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from spectra.training.watch import Watch, stepped
 
 
 class Recorder:
-    """Record by `spectra.watch` at the steps of a trainer that `every` divides, each step once.
+    """Record with `spectra.watch` at the steps of a trainer that are multiples of `every`, once at each.
 
-    Every process makes the watch, so that what cannot work fails in all of them; the first alone records, while the
-    others go on and wait for it where they next need it.
+    All processes make the watch, so that an error stops all of them. Only the first records; the others continue, and
+    wait for it at their next communication.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Recorder:
         self.last: int | None = None  # the step of the last call
 
     def begin(self, model: nn.Module, loss: Any, loader: Any, log: Tracker, optimizers: Sequence[Any]) -> None:
-        """Choose the examples and make the watch, of the trainer's loss where the user has given none.
+        """Choose the examples and make the watch; `loss` and `log` are the trainer's, used where the user gave none.
 
         Raises SpectraError where no recording can work.
         """
@@ -67,44 +67,43 @@ class Recorder:
         self.last = None
 
     def first(self, step: int) -> None:
-        """Record before the first step; with no word leave it out where the optimizer of P has no state yet."""
+        """Record before the first step, unless the preconditioner needs an optimizer state that does not exist yet."""
         assert self.watch is not None
         if self.precondition and not stepped(self.watch.optimizer):
             self.last = step
         self.at(step)
 
     def at(self, step: int) -> None:
-        """Record, where this step is one of those asked for and has not been seen yet."""
+        """Record at this step, unless it is the step of the last call."""
         if self.watch is not None and step != self.last:
             self.last = step
             self.watch(step)
 
 
 def only(optimizers: Sequence[Any]) -> Any:
-    """The one optimizer of a trainer, without what a package puts around it. Raises SpectraError."""
+    """Return the only optimizer of a trainer, without wrappers. Raises SpectraError where there is not exactly one."""
     if len(optimizers) != 1:
         raise SpectraError(
-            f"`precondition`: the trainer has {len(optimizers)} optimizers; watch what each trains by a call of "
-            "spectra.watch, with its `optimizer`"
+            f"`precondition`: the trainer has {len(optimizers)} optimizers, but it needs one; use spectra.watch with "
+            "`optimizer` for each of them"
         )
     return getattr(optimizers[0], "optimizer", optimizers[0])
 
 
 class Collectives(TorchDispatchMode):
-    """Refuse what processes do together, inside this context."""
+    """Raise SpectraError for collective operations of torch.distributed inside this context."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if "c10d" in func.namespace:
             raise SpectraError(
                 f"`loss`: it communicates with other processes ({func._opname.strip('_')}), but only the first "
-                "records; "
-                'give a `loss` that does not, or "model"'
+                'process records; give a `loss` that does not communicate, or "model"'
             )
         return func(*args, **kwargs or {})
 
 
 def refuse_collectives(model: nn.Module, loss: Any, batch: Any) -> None:
-    """Raise SpectraError where the loss of a batch asks several processes to work together: one alone would hang."""
+    """Raise SpectraError where the loss of a batch needs other processes, since only one records and would hang."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return
@@ -114,4 +113,4 @@ def refuse_collectives(model: nn.Module, loss: Any, batch: Any) -> None:
             (returned_loss if loss == "model" else loss)(model, batch)
     except Exception as error:
         if isinstance(error, SpectraError):
-            raise  # of anything else the watch will tell
+            raise  # the watch reports any other error

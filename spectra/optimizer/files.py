@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint_file import OPTION as CHECKPOINT
 from spectra.inputs.checkpoint_file import read_checkpoint
-from spectra.inputs.foreign import RESAVE
+from spectra.inputs.foreign_formats import RESAVE
 from spectra.inputs.spec import parse_spec
 from spectra.inputs.state_dict import some
 from spectra.optimizer.entry import refusal

@@ -1,1 +1,1 @@
-"""Code that runs inside of a user's training loop."""
+"""Record curvature from inside a user's training loop."""

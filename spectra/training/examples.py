@@ -1,4 +1,4 @@
-"""The loss and the examples of a watched loop, from what its author has: those that `spectra.eig` takes."""
+"""Convert the arguments `loss` and `batches` of `spectra.watch` to a loss and a list of batches."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import Loss
 from spectra.problem.model_loss import ModelLoss
 
-BATCH = 256  # examples of a forward pass; products merge and cut batches by themselves
+BATCH = 256  # examples in a forward pass; products choose their own batches
 
 
 def examples_of(model: nn.Module, loss: Any, given: Any, seed: int) -> tuple[Any, list[Batch], str | None]:
-    """The loss to watch, the batches of its examples, and the output that it is of, where the model returns several.
+    """Return the loss to watch, the batches of examples, and the path of the output if the model returns several.
 
-    A loss that is an object stays the caller's own, whose tensors may change as training goes on. Raises SpectraError.
+    A loss object is not copied, since its tensors may change during training. Raises SpectraError.
     """
     place = device_and_dtype(model)
     loss = build_loss(loss, *place) if isinstance(loss, str) else loss
@@ -40,10 +40,10 @@ def examples_of(model: nn.Module, loss: Any, given: Any, seed: int) -> tuple[Any
 
 
 def batches_of(model: nn.Module, loss: Loss, given: Any, seed: int) -> list[Batch]:
-    """The batches of the examples: tensors are cut, what comes in batches stays as it is. Raises SpectraError."""
+    """Make batches of the examples: tensors are cut, and batches of a loader are kept. Raises SpectraError."""
     if isinstance(given, list) and given and all(isinstance(batch, Batch) for batch in given):
         return given
-    whole = isinstance(loss, BatchLoss)  # which may compare examples
+    whole = isinstance(loss, BatchLoss)  # it may compare examples
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Tensor) and not whole:
         return cut_batches(*given, torch.arange(len(given[1])), BATCH)
     try:

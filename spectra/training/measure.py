@@ -1,4 +1,4 @@
-"""Top eigenvalues and the trace of one matrix for so many products in all."""
+"""Measure top eigenvalues and the trace of one matrix with a limited number of products."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from spectra.run.measurement import Measurement
 from spectra.run.measurement import measure as measure_by
 from spectra.run.trace import usual_method
 
-FEWEST = 4  # products for a trace: of fewer there is no standard error
+FEWEST = 4  # products for a trace: fewer give no standard error
 
 
-class Found(NamedTuple):
-    """The measurements of eigenpairs and, where it is asked for, of the trace, with the method for that."""
+class Measurements(NamedTuple):
+    """The measurement of eigenpairs and, if requested, of the trace, with the method of the trace."""
 
     eigenpairs: Measurement
     trace: Measurement | None
@@ -30,52 +30,55 @@ class Found(NamedTuple):
 
     @property
     def products(self) -> int:
-        """The products of both."""
+        """The number of products of both."""
         return self.eigenpairs.products + (self.trace.products if self.trace else 0)
 
 
-def least(k: int, trace: bool) -> int:
-    """The fewest products that `measure` can do with."""
+def fewest_products(k: int, trace: bool) -> int:
+    """Return the smallest number of products that `measure` can work with."""
     return CHECKS + (1 + trace) * max(k + 1, FEWEST)
 
 
 def measure(
     matrix: Curvature,
-    found: Preconditioner | None,
+    preconditioner: Preconditioner | None,
     warm_start: WarmStart,
     products: int,
     rtol: float | None,
     seed: int,
     vectors: Path,
-) -> Found:
-    """Measure top eigenvalues and the trace of one matrix for at most so many products in all, checks included.
+) -> Measurements:
+    """Measure top eigenvalues and the trace of one matrix with at most `products` products, checks included.
 
-    At most half of what the checks leave goes to the eigenvalues, the rest to the trace of the complement of their
-    eigenvectors. Where the exact trace costs no more it is taken instead. The set-up and the checks count with the
+    After the checks, at most half of the products go to the eigenvalues, and the rest to the trace of the complement of
+    their eigenvectors. If the exact trace costs no more, it is computed instead. Set-up and checks count as part of the
     eigenvalues.
 
-    Products are checked by `check_operator` where the complement is searched too. In between, the one product by which
-    the search checks its answer takes their place: it shows whether the matrix is repeatable, linear and symmetric.
+    `check_operator` checks the products whenever the search covers the complement too. At other recordings, the one
+    product with which the search verifies its answer shows whether the matrix is repeatable, linear and symmetric.
 
     Args:
         matrix: the matrix.
-        found: the preconditioner that is put around it; None: the matrix itself.
-        warm_start: the searches for its eigenpairs, from recording to recording.
-        products: the most in all.
+        preconditioner: the preconditioner around the matrix; None: the matrix itself.
+        warm_start: the state of the eigenpair search, kept from one recording to the next.
+        products: the largest number of products.
         rtol: the relative standard error of the trace; None: no trace.
-        seed: of probes, and of the first search's starting vector.
-        vectors: where the eigenvectors will lie that are projected out.
+        seed: the seed of probes and of the first starting vector.
+        vectors: the file in which the projected-out eigenvectors will be saved.
+
+    Returns:
+        The measurements of eigenpairs and trace.
     """
-    operator = found and found.around(matrix)
+    operator = preconditioner and preconditioner.around(matrix)
     check = warm_start.due
     most = products - CHECKS * check
     share = most if rtol is None else most // 2
     pairs = measure_by(matrix, warm_start.eigenpairs, operator, seed=seed, check=check, left=lambda spent: share)
     if rtol is None:
-        return Found(pairs, None)
+        return Measurements(pairs, None)
 
     left = products - pairs.products
-    method = "xtrace" if found else usual_method(matrix, left)  # a preconditioned matrix has no factor
+    method = "xtrace" if preconditioner else usual_method(matrix, left)  # a preconditioned matrix has no factor
     known = pairs.answer if method == "xtrace" and pairs.answer.values.isfinite().all() else None
     trace = measure_by(
         matrix,
@@ -87,4 +90,4 @@ def measure(
         earlier=vectors,
         left=lambda spent: left,
     )
-    return Found(pairs, replace(trace, setup_seconds=0.0, noise=pairs.noise), method)
+    return Measurements(pairs, replace(trace, setup_seconds=0.0, noise=pairs.noise), method)

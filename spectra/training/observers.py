@@ -1,7 +1,7 @@
-"""Forward hooks that only look on, such as those that log activations: a look inside training leaves them out.
+"""Find forward hooks that only observe, such as those that log activations, and disable them during a recording.
 
-A hook that returns something, writes to what it is given, or gives its module a tensor is part of what the model
-computes (so weight_norm and pruning work), and stays. Which it is cannot be known without one call of it.
+A hook that returns a value, writes to its arguments, or sets a tensor of its module is part of the model, as in
+weight_norm and pruning, and is kept. Each hook has to be called once to find out.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ Hooks = OrderedDict[int, Callable]
 
 
 def forward_hooks(model: nn.Module) -> set[int]:
-    """The numbers that PyTorch has given to the forward hooks of the model's modules, and to those of all modules."""
+    """Return the ids that PyTorch has given to the forward hooks of the model's modules, and to global hooks."""
     return {number for table in tables(model) for number in table}
 
 
 def observers(model: nn.Module, hooks: Set[int], run: Callable[[], Any]) -> set[int]:
-    """The hooks that `run()`, a forward pass, has called and that did nothing but look on."""
-    called, busy = set(), set()
+    """Call `run()`, a forward pass, and return those of the hooks that were called and only observed."""
+    called, active = set(), set()
 
     def watched(number: int, hook: Callable) -> Callable:
         def call(module: nn.Module, *given: Any, **keywords: Any) -> Any:
             called.add(number)
-            before = footing(module, given, keywords)
+            before = tensor_versions(module, given, keywords)
             result = hook(module, *given, **keywords)
-            if result is not None or footing(module, given, keywords) != before:
-                busy.add(number)
+            if result is not None or tensor_versions(module, given, keywords) != before:
+                active.add(number)
             return result
 
         return call
 
-    with exchanged(model, lambda number, hook: watched(number, hook) if number in hooks else hook):
+    with replaced(model, lambda number, hook: watched(number, hook) if number in hooks else hook):
         run()
-    return called - busy
+    return called - active
 
 
 @contextmanager
 def without_observers(model: nn.Module, hooks: Set[int]) -> Iterator[None]:
-    """A context in which these hooks are not called."""
-    with exchanged(model, lambda number, hook: None if number in hooks else hook):
+    """Disable these hooks inside this context."""
+    with replaced(model, lambda number, hook: None if number in hooks else hook):
         yield
 
 
 @contextmanager
-def exchanged(model: nn.Module, other: Callable[[int, Callable], Callable | None]) -> Iterator[None]:
-    """A context in which another function, or none, stands for each forward hook."""
+def replaced(model: nn.Module, other: Callable[[int, Callable], Callable | None]) -> Iterator[None]:
+    """Replace each forward hook by `other(id, hook)`, or remove it if that is None, inside this context."""
     kept = [(table, OrderedDict(table)) for table in tables(model)]
     try:
         for table, hooks in kept:
@@ -67,13 +67,13 @@ def exchanged(model: nn.Module, other: Callable[[int, Callable], Callable | None
 
 
 def tables(model: nn.Module) -> list[Hooks]:
-    """The tables in which PyTorch keeps forward hooks, those of all modules among them."""
+    """Return the tables of forward hooks of all modules in the model, and of global hooks."""
     own = [table for module in model.modules() for name in TABLES if (table := module.__dict__.get(name))]
     return own + [table for name in TABLES if (table := getattr(everywhere, f"_global{name}"))]
 
 
-def footing(module: nn.Module, *given: Any) -> list[tuple[Any, ...]]:
-    """Whatever a hook could change of a forward pass: the tensors that it is given, and those of its module."""
+def tensor_versions(module: nn.Module, *given: Any) -> list[tuple[Any, ...]]:
+    """Return identities and versions of the tensors that a hook could change, in its arguments and its module."""
     held = {**vars(module), **module._parameters, **module._buffers}
     tensors = [("", x) for x in pytree.tree_leaves(given)] + list(held.items())
     return [(name, id(x), 0 if x.is_inference() else x._version) for name, x in tensors if isinstance(x, Tensor)]

@@ -1,4 +1,4 @@
-"""Where recordings go besides files: an experiment tracker, TensorBoard, a logger of Lightning's, or a function."""
+"""Send recordings to an experiment tracker: wandb, TensorBoard, a Lightning logger, or a function."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from spectra.sweeps.tracked import named, names_of
 
 Tracker = Callable[[dict[str, float], int], Any]  # (values by name, step)
 OPTION, TENSORBOARD = "`log`", "tensorboard"
-PACKAGES = {TENSORBOARD: "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}  # with their modules
+PACKAGES = {TENSORBOARD: "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}  # modules to import
 GIVE = (
-    "give an object with .log(values, step), as wandb's run, a SummaryWriter of TensorBoard, a logger of Lightning's, "
+    "give an object with .log(values, step), such as a wandb run, a SummaryWriter of TensorBoard, a Lightning logger, "
     "or a function (values, step)"
 )
 
 
 def tracker(log: Any) -> Tracker:
-    """The function (values, step) that hands named numbers to a tracker.
+    """Convert a tracker object to a function (values, step) that logs named numbers.
 
     Args:
         log: an object with `log_metrics(values, step)` (loggers of Lightning, mlflow), with `add_scalar(name, value,
@@ -35,7 +35,7 @@ def tracker(log: Any) -> Tracker:
             trackio, accelerate); or a function (values, step).
 
     Raises:
-        SpectraError: it is none of these.
+        SpectraError: `log` is none of these.
     """
     if isinstance(log, type):
         raise SpectraError(f"`log`: {log.__name__} is a class; call it first: {log.__name__}(...)")
@@ -48,24 +48,24 @@ def tracker(log: Any) -> Tracker:
 
 
 def by_log_metrics(log: Any) -> Tracker:
-    """Hand over all values at once, the step by its name."""
+    """Log all values at once, with `step` as a keyword."""
     return lambda values, step: log.log_metrics(values, step=step)
 
 
 def by_add_scalar(log: Any) -> Tracker:
-    """Hand over one value after another."""
+    """Log one value after another."""
 
-    def tell(values: dict[str, float], step: int) -> None:
+    def add(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             log.add_scalar(name, value, step)
 
-    return tell
+    return add
 
 
 def by_log(log: Any) -> Tracker:
-    """Hand over all values at once, the step by its name where `log` has an argument of that name."""
+    """Log all values at once, with `step` as a keyword if `log` has that argument."""
     by_name = has_step(log.log)
-    # wandb.log is another function once wandb.init() has been called: it is looked up each time.
+    # wandb.init() replaces wandb.log, so it is looked up at each call.
     return lambda values, step: log.log(values, step=step) if by_name else log.log(values, step)
 
 
@@ -80,7 +80,7 @@ def has_step(function: Callable[..., Any]) -> bool:
     """Whether a function has an argument `step`, or takes arguments of any name."""
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # of what is written in C
+    except (TypeError, ValueError):  # functions written in C may have no signature
         return True
     return "step" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
@@ -94,16 +94,23 @@ def scalars(
     searched: Mapping[str, int | None] | None = None,
     precondition: PreconditionRecord | None = None,
 ) -> dict[str, float]:
-    """The numbers of a recording by the names under which they are tracked, those left out that are not finite.
+    """Return the finite numbers of a recording by the names under which they are tracked.
 
-    They group as `spectra/hessian/...`: `eigenvalue_1` is the largest, `smallest_eigenvalue_1` the smallest of those
-    below zero, each with its residual; the trace comes with its standard error. A preconditioned matrix is called
-    `hessian_preconditioned`.
+    Names are grouped as `spectra/hessian/...`: `eigenvalue_1` is the largest eigenvalue, `smallest_eigenvalue_1` the
+    smallest negative one, each with its residual; the trace comes with its standard error. A preconditioned matrix is
+    called `hessian_preconditioned`.
 
     Args:
-        eigenpairs, traces: by the name of the matrix.
-        searched: the last step at which eigenvalues beside these were searched for, by that name.
-        precondition: what the matrices are preconditioned by.
+        loss: the loss over the watched examples.
+        seconds: the time of the recording.
+        products: the number of matrix-vector products.
+        eigenpairs: eigenpairs by the name of the matrix.
+        traces: traces by the name of the matrix.
+        searched: the last step at which further eigenvalues were searched for, by the name of the matrix.
+        precondition: the preconditioner of the matrices; None for none.
+
+    Returns:
+        Numbers by name.
     """
     found: dict[str, float] = {"loss": loss, "products": products, "seconds": seconds}
     for name, pairs in eigenpairs.items():
@@ -114,7 +121,7 @@ def scalars(
             if threshold:
                 numbers["over_threshold"] = value / threshold, residual / threshold
             for quantity, both in numbers.items():
-                found |= zip((f"{matrix}/{told}" for told in names_of(quantity, rank)), both, strict=True)
+                found |= zip((f"{matrix}/{label}" for label in names_of(quantity, rank)), both, strict=True)
         if threshold:
             found[f"{matrix}/threshold"] = threshold
         if (step := (searched or {}).get(name)) is not None:
@@ -127,7 +134,7 @@ def scalars(
 
 @contextmanager
 def named_tracker(spec: str) -> Iterator[Tracker]:
-    """The tracker of a name, inside this context: it is opened at the start, and closed at the end.
+    """Open the tracker with a name for the time of this context.
 
     Args:
         spec: `tensorboard:DIR`, `wandb:PROJECT`, `trackio:PROJECT`, or `path/to/file.py:name` or `package.module:name`
@@ -146,18 +153,17 @@ def named_tracker(spec: str) -> Iterator[Tracker]:
     except SpectraError:
         raise
     except Exception as error:
-        raise input_error(OPTION, spec, f"it failed with {describe(error)}; correct that, and try again") from error
+        raise input_error(OPTION, spec, f"it failed with {describe(error)}; correct this, and try again") from error
 
 
 @contextmanager
 def opened(kind: str, place: str, spec: str) -> Iterator[Any]:
-    """The tracker of a package, opened in a directory or for a project, and closed at the end. Raises SpectraError."""
+    """Open the tracker of a package in a directory or for a project, and close it at the end. Raises SpectraError."""
     if not place:
-        raise input_error(
-            OPTION, spec, f"it names no place; write {kind}:{'DIR' if kind == TENSORBOARD else 'PROJECT'}"
-        )
+        what, place = ("directory", "DIR") if kind == TENSORBOARD else ("project", "PROJECT")
+        raise input_error(OPTION, spec, f"the {what} is missing; write {kind}:{place}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of the package's own, where it is imported
+        with warnings.catch_warnings(action="ignore"):  # warnings on import
             package = import_module(PACKAGES[kind])
     except ImportError as error:
         raise input_error(OPTION, spec, f"the package {kind} is not installed; pip install {kind}") from error

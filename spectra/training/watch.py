@@ -1,4 +1,4 @@
-"""`spectra.watch`: curvature recorded from inside a training loop, which goes on as if nothing had been looked at."""
+"""`spectra.watch`: record curvature from inside a training loop, without any change to training."""
 
 from __future__ import annotations
 
@@ -37,43 +37,45 @@ from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
 from spectra.training.examples import examples_of
-from spectra.training.measure import Found, least, measure
+from spectra.training.measure import Measurements, fewest_products, measure
 from spectra.training.observers import forward_hooks, observers, without_observers
 from spectra.training.trackers import scalars, tracker
 from spectra.wording import outline
 
-log = logging.getLogger(__name__)  # where nobody has set up logging, warnings go to standard error
-NEAR = 0.8  # of the threshold, from which on an eigenvalue is near it
-MOST = 4  # times k: the most eigenvalues that are listed near the threshold
+log = logging.getLogger(__name__)  # without logging handlers, warnings go to standard error
+NEAR = 0.8  # an eigenvalue above this fraction of the threshold is near it
+MOST = 4  # list at most this many times k eigenvalues near the threshold
 
 
 @dataclass(frozen=True)
 class Recording:
-    """The results of one step, by matrix, and where they were written."""
+    """The results of one step by the name of the matrix, and the directory with their files."""
 
     step: int
     directory: Path
-    loss: float  # the mean over the examples watched, in eval mode
+    loss: float  # mean over the watched examples, in eval mode
     eigenpairs: dict[str, Eigenpairs]
-    traces: dict[str, TraceEstimate]  # empty where none is asked for
-    products: int  # in all, checks included
-    seconds: float  # in all
-    searched: dict[str, int | None]  # the last step at which eigenvalues beside the listed ones were searched for
-    following: dict[str, int]  # how many eigenvalues the next recording lists: more than k near the threshold
-    threshold: float | None = None  # of stability of the optimizer, in the units of the eigenvalues
-    precondition: PreconditionRecord | None = None  # of that optimizer, which the eigenvalues are preconditioned by
+    traces: dict[str, TraceEstimate]  # empty with trace=False
+    products: int  # total, checks included
+    seconds: float  # total
+    searched: dict[str, int | None]  # the last step at which further eigenvalues were searched for
+    following: dict[str, int]  # the number of eigenvalues in the next recording: more than k near the threshold
+    threshold: float | None = None  # of the optimizer's stability, in the units of the eigenvalues
+    precondition: PreconditionRecord | None = None  # the optimizer's preconditioner
 
     @property
     def edge(self) -> dict[str, Tensor]:
-        """The eigenvalues over the threshold (k,), by matrix: beyond 1 a quadratic diverges. Empty without one, and
-        without matrices of products of gradients, of which it says nothing.
+        """The ratios eigenvalue / threshold, (k,), by the name of the matrix: above 1, a quadratic loss diverges.
+
+        It is empty without a threshold, and leaves out matrices of gradient products, to which a threshold does not
+        apply.
         """
         held = self.precondition
         thresholds = {name: held.threshold_of(name) for name in self.eigenpairs} if held else {}
         return {name: self.eigenpairs[name].values / limit for name, limit in thresholds.items() if limit is not None}
 
     def scalars(self) -> dict[str, float]:
-        """The numbers by the names under which trackers show them, such as `spectra/hessian/eigenvalue_1`."""
+        """Return the numbers by their names in trackers, such as `spectra/hessian/eigenvalue_1`."""
         found = self.eigenpairs, self.traces, self.searched, self.precondition
         return scalars(self.loss, self.seconds, self.products, *found)
 
@@ -81,7 +83,7 @@ class Recording:
 
 
 class Watch:
-    """Record leading eigenvalues and the trace during training, every so many steps of a training loop.
+    """Record leading eigenvalues and the trace at regular steps of a training loop.
 
         watch = spectra.watch(model, nn.CrossEntropyLoss(), (x, y), "runs/a", every=100)
         for step, batch in enumerate(loader):
@@ -89,21 +91,21 @@ class Watch:
             optimizer.step()
             watch(step)
 
-    A call at a step that `every` divides writes OUT/step-000100/eig.json, eig.npz and trace.json, in the format of
+    A call at a multiple of `every` writes OUT/step-000100/eig.json, eig.npz and trace.json, in the format of
     `spectra eig` and `spectra trace`, and returns a Recording; other calls return None. Training is unchanged, bit for
     bit. Traces use the same random vectors at every step, so that a curve over training shows the matrix and not the
     sampling. Forward hooks that only observe, such as those that log activations, are disabled during recordings,
     except for one call each, which shows that they only observe.
 
-    A recording starts from the eigenvectors of the last one, and takes as many products as the residuals require. There
-    is an eigenvalue within its residual of each value. A search for larger ones is made at every fifth recording, and
-    at once where eigenvalues or eigenvectors have changed much. `complete` tells what that search has excluded (None:
-    there was none), and `searched` the step of the last one.
+    A recording starts from the eigenvectors of the last one, and takes as many products as the residuals require. Each
+    listed value is within its residual of an eigenvalue. A search for larger eigenvalues is made at every fifth
+    recording, and whenever eigenvalues or eigenvectors have changed much. `complete` is the result of that search
+    (None: there was no search), and `searched` is the step of the last one.
 
     A recording that fails (because a loss is not finite, or memory or the disk is full) writes nothing and is reported
-    in one line by Python's logging; training goes on.
+    in one line by Python's logging; training continues.
 
-    The model may be wrapped by torch.compile, DataParallel or DistributedDataParallel; of several processes only the
+    The model may be wrapped by torch.compile, DataParallel or DistributedDataParallel; with several processes, only the
     first records. Models with sharded parameters (FSDP) are refused.
 
     Args:
@@ -123,17 +125,18 @@ class Watch:
         rtol: the standard error over |trace| at which the trace has converged. A recording stops early once its
             tolerances are met; `converged` says whether they were.
         trace: record the trace too.
-        warm: start from the eigenvectors of the last recording; k n numbers are kept in the host's memory. Otherwise
-            every recording starts afresh, and the same parameters give the same numbers, bit for bit.
-        optimizer: the torch optimizer that trains the model. The matrix is then the one that this optimizer sees, with
-            its preconditioner as it is at each recording (`spectra.preconditioner`). Its threshold of stability is
-            recorded too, and up to 4 k eigenvalues where some are near it. Unless the optimizer has no state, as plain
-            SGD, nothing can be recorded before its first step.
+        warm: start from the eigenvectors of the last recording; k n numbers are kept in the host's memory, where n is
+            the number of parameters. With False, every recording starts from a random vector, and equal parameters give
+            equal numbers, bit for bit.
+        optimizer: the torch optimizer that trains the model. The matrix is then preconditioned as by this optimizer at
+            each recording (`spectra.preconditioner`). Its threshold of stability is recorded too, and up to 4 k
+            eigenvalues if some are near it. Nothing can be recorded before the optimizer's first step, unless it has no
+            state (plain SGD).
         seed: the seed of starting vectors, probes and drawn labels.
         memory: bytes for products beyond model and data; None: a quarter of the device's.
         save_vectors: write eigenvectors to eig.npz, k n numbers for each recording; overlaps between steps need them.
-        log: where each recording's numbers go besides files: an object with .log(values, step), such as a wandb run; a
-            SummaryWriter of TensorBoard; a Lightning logger; or a function (values, step). If it fails, that is
+        log: a tracker that gets the numbers of each recording: an object with .log(values, step), such as a wandb run;
+            a SummaryWriter of TensorBoard; a Lightning logger; or a function (values, step). If it fails, that is
             reported in one line too.
         **options: further fields of `spectra.Problem`, such as weight_decay or output_key.
 
@@ -178,13 +181,13 @@ class Watch:
             self.loss, self.batches, output = examples_of(self.model, loss, batches, seed)
         if output:
             self.options = {"output_key": output, **options}
-        self._hooks, self._observers = set(), set()  # forward hooks seen so far; those of them that only look on
+        self._hooks, self._observers = set(), set()  # forward hooks seen so far; those of them that only observe
         self._warm_starts, self._searched = {name: self._warm_start() for name in self.curvature}, {}
         with undisturbed(self.model), self._unobserved():
-            self._first_look()
+            self._refuse_impossible()
 
     def __call__(self, step: int) -> Recording | None:
-        """Record, if `step` is one of those asked for.
+        """Record, if `step` is a multiple of `every`.
 
         Args:
             step: the step of the training loop, after the optimizer's step.
@@ -198,8 +201,8 @@ class Watch:
             with undisturbed(self.model), self._unobserved():
                 recording = self._record(step)
         except Exception as error:
-            told = error if isinstance(error, SpectraError) else describe(error)
-            log.warning("spectra.watch: step %d is not recorded: %s", step, told)
+            reason = error if isinstance(error, SpectraError) else describe(error)
+            log.warning("spectra.watch: step %d is not recorded: %s", step, reason)
             return None
         self._track(recording)
         return recording
@@ -219,14 +222,15 @@ class Watch:
         for name, number in {"tolerance": self.tolerance, "rtol": self.rtol}.items():
             require_number(name, number)
         if not self.curvature:
-            raise SpectraError("`curvature`: is empty; name one or more of spectra.MATRICES, such as hessian")
-        count, fewest = len(self.curvature), len(self.curvature) * least(self.k, self.trace)
+            raise SpectraError("`curvature`: it is empty; name one or more of spectra.MATRICES, such as hessian")
+        count, fewest = len(self.curvature), len(self.curvature) * fewest_products(self.k, self.trace)
         if self.products < fewest:
-            what = "a matrix" if count == 1 else f"{count} matrices"
-            raise SpectraError(f"`products` {self.products}: {what} with k = {self.k} takes {fewest}; give as many")
+            what = "a matrix needs" if count == 1 else f"{count} matrices need"
+            text = f"{what} at least {fewest} with k = {self.k}; use `products` {fewest} or a smaller `k`"
+            raise SpectraError(f"`products` {self.products}: {text}")
 
-    def _first_look(self) -> None:
-        """Whatever can work at no step fails now."""
+    def _refuse_impossible(self) -> None:
+        """Raise SpectraError now where no recording could work."""
         problem = self._problem()
         if self.k > problem.size:
             raise SpectraError(f"`k` {self.k}: the matrix has {problem.size} rows; ask for at most as many eigenvalues")
@@ -240,7 +244,7 @@ class Watch:
 
     @contextmanager
     def _unobserved(self) -> Iterator[None]:
-        """Inside, no forward hook is called that only looks on; to know which do, each is called once."""
+        """Disable forward hooks that only observe inside this context; each new hook is called once to find out."""
         model = uncompiled(self.model)
         if new := forward_hooks(model) - self._hooks:
             problem = self._problem()
@@ -251,14 +255,14 @@ class Watch:
             yield
 
     def _problem(self) -> Problem:
-        """The problem at the present parameters, its examples beside them."""
+        """Make the problem at the present parameters, with the examples on their device."""
         loss = own_loss(self.loss, *device_and_dtype(self.model))
         problem = Problem(uncompiled(self.model), loss, self.batches, seed=self.seed, **self.options)
         device, dtype = problem.device, problem.dtype
         if dtype not in DTYPES.values():
             raise SpectraError(
-                f"`model`: its parameters are {dtype}, too short for eigenvalues; keep them in float32 and train under "
-                "torch.autocast"
+                f"`model`: its parameters are {dtype}, too imprecise for eigenvalues; keep them in float32 and train "
+                "with torch.autocast"
             )
         return replace(problem, batches=[brought(batch, device, dtype) for batch in self.batches])
 
@@ -266,9 +270,9 @@ class Watch:
         return WarmStart(self.k, self.tolerance)
 
     def _refuse_optimizer(self, problem: Problem) -> None:
-        """Raise SpectraError where the optimizer has no preconditioner, or the problem has weight decay beside its."""
-        if isinstance(self.optimizer, Mapping):  # which would stay as it is, while training goes on
-            raise SpectraError("`optimizer`: a state does not change with training; give the optimizer itself")
+        """Raise SpectraError where the optimizer has no preconditioner, or weight decay would count twice."""
+        if isinstance(self.optimizer, Mapping):  # a state dict does not follow training
+            raise SpectraError("`optimizer`: expected a torch optimizer, got a state dict; give the optimizer itself")
         refuse_second_decay(problem.weight_decay, self.optimizer, problem.model, problem.parameters)
         try:
             preconditioner(self.optimizer, problem.model, problem.parameters)
@@ -277,7 +281,7 @@ class Watch:
                 raise
 
     def _preconditioner(self, problem: Problem) -> Preconditioner | None:
-        """The preconditioner as it is now, where there is an optimizer. Raises SpectraError before its first step."""
+        """Return the optimizer's preconditioner, None without one. Raises SpectraError before its first step."""
         if self.optimizer is None:
             return None
         try:
@@ -290,15 +294,15 @@ class Watch:
     def _record(self, step: int) -> Recording:
         start, directory = time.perf_counter(), self.out / f"step-{step:06d}"
         problem = self._problem()
-        met = self._preconditioner(problem)
-        about = self._about(step, problem, met)
+        preconditioner = self._preconditioner(problem)
+        about = self._about(step, problem, preconditioner)
         share = self.products // len(self.curvature)
         if not self.warm:
             self._warm_starts = {name: self._warm_start() for name in self.curvature}
         found = {
             name: measure(
                 Curvature(problem, name, self.memory, share),
-                met,
+                preconditioner,
                 self._warm_starts[name],
                 share,
                 self.rtol if self.trace else None,
@@ -323,23 +327,23 @@ class Watch:
             time.perf_counter() - start,
             {name: searched.get(name) for name in found},
             {name: self._warm_starts[name].k for name in found},
-            met and met.threshold.value,
+            preconditioner and preconditioner.threshold.value,
             held,
         )
 
     def _following(self, values: Tensor, threshold: float | None) -> int:
-        """The number of eigenvalues to list next: k, or so many that two lie below those near the threshold.
+        """Return the number of eigenvalues to list next: k, or two more than are near the threshold.
 
-        Negative ones count by their magnitude, as behind them positive ones are hidden.
+        Negative eigenvalues count by their magnitude, since the search for the largest magnitudes lists them too.
         """
         near = 0 if threshold is None else int((values.abs() >= NEAR * threshold).sum())
         most, share = MOST * self.k, self.products // len(self.curvature)
-        while most > self.k and least(most, self.trace) > share:
+        while most > self.k and fewest_products(most, self.trace) > share:
             most -= 1
         return max(self.k, min(near + 2, most, self._size)) if near else self.k
 
     def _write(
-        self, directory: Path, about: ProblemRecord, found: list[Found], searched: dict[str, int | None]
+        self, directory: Path, about: ProblemRecord, found: list[Measurements], searched: dict[str, int | None]
     ) -> None:
         pairs = [
             EigResult.of(
@@ -353,8 +357,8 @@ class Watch:
         if traces:
             Record(command="trace", problem=about, results=traces).save(directory)
 
-    def _about(self, step: int, problem: Problem, met: Preconditioner | None) -> ProblemRecord:
-        """The problem as results of the command line tell it, as far as it has such names."""
+    def _about(self, step: int, problem: Problem, preconditioner: Preconditioner | None) -> ProblemRecord:
+        """Make the record of the problem, in the form that the command line writes."""
         value, name, device = evaluate(problem), type(self.model).__name__, problem.device
         return ProblemRecord.known(
             parameters=problem.size,
@@ -369,7 +373,7 @@ class Watch:
             samples=sum(map(len, problem.batches)),
             batch_size=max(map(len, problem.batches)),
             weight_decay=problem.weight_decay,
-            precondition=met and PreconditionRecord.of(type(self.optimizer).__name__, met),
+            precondition=preconditioner and PreconditionRecord.of(type(self.optimizer).__name__, preconditioner),
             mc_samples=problem.mc_samples,
             output=problem.output_key,
             memory=self.memory,
@@ -389,11 +393,11 @@ class Watch:
         )
 
 
-watch = Watch  # as a loop calls it
+watch = Watch  # the public name
 
 
 def stepped(optimizer: Any) -> bool:
-    """Whether an optimizer, or what is given as one, has had a step; Adagrad has a state before its first."""
+    """Whether an optimizer has taken a step; Adagrad has a state before its first step."""
     state = getattr(optimizer, "state", None)
     return not isinstance(state, Mapping) or any(held and held.get("step", 1) > 0 for held in state.values())
 

@@ -1,4 +1,4 @@
-"""A context for loaders of other packages, in which torch.load runs nothing that is in a file."""
+"""A context for the loaders of other packages in which torch.load never runs code from a file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
 
 
 @contextmanager
-def weights_alone() -> Iterator[None]:
-    """Make torch.load read weights alone, whatever its caller asks for.
+def weights_only() -> Iterator[None]:
+    """Make torch.load use `weights_only=True` inside this context, whatever its caller passes.
 
-    Lightning's loader asks for all, up to 2.5 and for addresses.
+    Lightning passes False up to version 2.5, and later for URLs.
     """
     before = os.environ.get(FORCED)
     os.environ[FORCED] = "1"
