@@ -529,7 +529,7 @@ fails = Estimate(lambda vectors: 1 / 0)
         ("eig -k 1", "pair", "--operator odd.py:pair: the matrix is not symmetric"),
         ("eig -k 1", "ends", "--operator: your code called sys.exit("),
         ("eig -k 1", "infinite", "or check what the operator returns"),
-        ("eig -k 2", "wide", "--operator: its standard_errors returned of shape (7,)"),
+        ("eig -k 2", "wide", "--operator: its standard_errors returned errors of shape (7,)"),
         ("eig -k 1", "below", "--operator: its standard_errors returned a negative error, -1"),
         ("trace", "below", "--operator: its trace_error returned a negative error, -1"),
         ("eig -k 1", "fails", "--operator: its standard_errors failed with ZeroDivisionError"),

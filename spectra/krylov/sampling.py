@@ -40,7 +40,9 @@ def provided(name: str, method: Callable[[], Any], shape: tuple[int, ...]) -> Te
         text = f"its {name} failed with {describe(error)}; SPECTRA_TRACEBACK=1 shows where"
         raise SpectraError(f"`operator`: {text}") from error
     if found.shape != shape or (found < 0).any():
-        came = f"a negative error, {found.min():.2g}" if found.shape == shape else f"shape {tuple(found.shape)}"
+        came = (
+            f"a negative error, {found.min():.2g}" if found.shape == shape else f"errors of shape {tuple(found.shape)}"
+        )
         raise SpectraError(f"`operator`: its {name} returned {came}; return standard errors of shape {shape}")
     return found
 
