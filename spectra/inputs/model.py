@@ -197,8 +197,8 @@ def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     except Exception as error:
         hint = "check what follows '?'"
         if weights or isinstance(error, OSError):  # detection and segmentation fetch a backbone unasked
-            fetched = "weights=" if weights else "weights_backbone=none"
-            hint = f"check {fetched}; where weights cannot be fetched, give the file as `checkpoint`"
+            fetched = "check weights=" if weights else "write ?weights_backbone=none"
+            hint = f"{fetched}; where weights cannot be fetched, give the file as `checkpoint`"
         raise input_error(OPTION, name, f"building it failed with {describe(error)}; {hint}") from error
 
 
