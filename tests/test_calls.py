@@ -444,6 +444,7 @@ def test_a_call_that_was_cut_off_goes_on(command, problem, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match="holds the work so far"):
         call(*given, out="cut", progress=stop, **settings)
     assert ("loading", {"stage": "the loss over the data"}) in stop.told
+    assert ("loading", {"stage": "waiting for the other ranks"}) not in stop.told  # there are none
     assert [path.name for path in Path("cut").iterdir()] == [f"{command}.state"]
     spent, calls = calls, 0
     found = call(*given, out="cut", **settings)

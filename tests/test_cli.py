@@ -800,7 +800,7 @@ ERRORS = {
     "checkpoint given twice": (
         f"eig {PROBLEM} --checkpoint a.pt --checkpoint b.pt", ["--checkpoint is given 2 times", "spectra sweep"]
     ),
-    "data given twice": (f"trace {PROBLEM} {POINTS}", ["--data is given 2 times", "spectra trace --help"]),
+    "operator given twice": ("eig --operator a.npy --operator b.npy", ["--operator is given 2 times", "eig --help"]),
     "no model": (f"eig {POINTS}", ["--model"]),
     "no data": (f"trace {LINEAR}", ["--data"]),
     "option without its value": (f"eig {PROBLEM} -k", ["-k"]),

@@ -315,6 +315,26 @@ def test_images_of_a_folder_are_transformed_for_losses_of_whole_items(loss):
     assert type(problem.loss) is (type(expected.loss) if loss == "model" else BatchLoss)
 
 
+def test_names_that_a_model_takes_and_may_ignore_are_noted(user):
+    data = user["masked"]()
+    mask = data.pop("attention_mask")
+    model, notes = built(user, "mlm"), []
+    for name in ("attention_mask", "mask"):
+        notes.append(load_problem(model=model, data=cast(data) | {name: mask}, loss="model").record.notes)
+    assert notes[1][0].startswith("the model's own loss is the cross entropy")
+    assert (
+        "the model's forward has no argument mask, and may ignore it: it has input_ids, attention_mask" in notes[1][1]
+    )
+    assert not any("ignore it" in note for note in notes[0])
+
+
+def test_a_token_beyond_the_embedding():
+    tokens = np.full((4, 5), 9)
+    np.savez("beyond.npz", input_ids=tokens, labels=tokens)
+    with pytest.raises(SpectraError, match="an index is beyond an embedding: a token id, or a sequence longer"):
+        load_problem(model="hf.py:mlm", data="beyond.npz", loss="model")
+
+
 def test_a_decoder_without_inputs_is_told_of_the_models_own_loss():
     tokens = np.random.default_rng(0).integers(1, 9, (4, 5))
     np.savez("translated.npz", input_ids=tokens, labels=tokens)

@@ -19,6 +19,11 @@ HEADINGS = {  # parameter names under each heading; an option that is not listed
     "Output": ("sort", "save_vectors", "log", "out", "save_every", "as_json"),
     GENERAL: ("config", "trust"),  # and --help, which click adds
 }
+SEVERAL = {  # where to go with several values of an option that takes one
+    "checkpoint": "analyse many checkpoints by 'spectra sweep'",
+    "loss_part": "compare parts by 'spectra compare'",
+    "operator": "compare matrices by 'spectra compare'",
+}
 FEW = 10  # fewer options need no headings
 TERM = 22  # columns; a longer flag gets its own line
 
@@ -39,13 +44,16 @@ def by_heading(command: click.Command, context: click.Context) -> dict[str, list
 
 
 def refuse_twice(given: Sequence[click.Parameter], ctx: click.Context) -> None:
-    """Raise UsageError where an option of the problem that takes one value is given more than once."""
+    """Raise UsageError where an option that other commands take several times is given twice to one that takes it once."""
     for option in dict.fromkeys(given):
-        once = isinstance(option, click.Option) and option.name in HEADINGS["Problem"] and not option.multiple
-        if once and given.count(option) > 1:
-            many = "; spectra sweep analyses many checkpoints" if option.name == "checkpoint" else ""
+        if (
+            isinstance(option, click.Option)
+            and option.name in SEVERAL
+            and not option.multiple
+            and given.count(option) > 1
+        ):
             flag, times = max(option.opts, key=len), given.count(option)
-            raise click.UsageError(f"{flag} is given {times} times; give it once{many}", ctx)
+            raise click.UsageError(f"{flag} is given {times} times; give it once, or {SEVERAL[option.name]}", ctx)
 
 
 class Command(click.Command):
@@ -62,7 +70,7 @@ class Command(click.Command):
         super().__init__(*arguments, **settings)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the command line. Raises UsageError where an option of the problem is given twice: click takes the last."""
+        """Read the command line. Raises UsageError where one is given too often: click takes the last."""
         if not ctx.resilient_parsing:
             refuse_twice(self.make_parser(ctx).parse_args(args=[*args])[2], ctx)
         return super().parse_args(ctx, args)

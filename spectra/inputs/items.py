@@ -200,6 +200,20 @@ def refuse_other_names(inputs: Any, takes: Arguments, name: str) -> None:
         raise input_error("`data`", name, f"{text}; name them as the model's arguments ({known})")
 
 
+def unnamed_arguments(inputs: Any, takes: Arguments) -> list[str]:
+    """A note on inputs that a model takes as `**kwargs` and may ignore, as those of transformers do; none where there
+    are no such inputs.
+    """
+    names = (
+        [str(key) for key in inputs if key not in takes.names] if isinstance(inputs, Mapping) and takes.names else []
+    )
+    if not names:
+        return []
+    return [
+        f"the model's forward has no argument {', '.join(names)}, and may ignore it: it has {', '.join(takes.names)}"
+    ]
+
+
 def refuse_weights(inputs: Any, takes: Arguments, name: str) -> None:
     """Raise SpectraError where the data have weights of targets and a model of transformers computes the loss.
 

@@ -207,7 +207,7 @@ def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     except Exception as error:
         hint = "check what follows '?'"
         if weights or isinstance(error, OSError):  # detection and segmentation download a backbone by default
-            way = "check weights=" if weights else "write weights_backbone=none"
+            way = "check weights=" if weights else "write ?weights_backbone=none"
             hint = f"{way}; if weights cannot be downloaded here, give the file as `checkpoint`"
         raise input_error(OPTION, name, f"building it failed with {describe(error)}; {hint}") from error
 

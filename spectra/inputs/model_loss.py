@@ -27,7 +27,7 @@ from spectra.problem.batch import Batch
 from spectra.problem.binary import BinaryCrossEntropy
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss, MeanSquaredError
-from spectra.problem.model_inputs import detached_inputs
+from spectra.problem.model_inputs import BEYOND, BEYOND_EMBEDDING, detached_inputs
 from spectra.problem.model_loss import call, forward, is_lightning, logits_in, loss_in
 from spectra.problem.outputs import entries
 from spectra.problem.own_loss import OwnLoss, producer_of
@@ -163,8 +163,9 @@ def called(model: nn.Module, batch: Batch) -> Any:
     except Exception as error:
         if isinstance(error, SpectraError) or out_of_memory(error):
             raise
+        way_out = BEYOND_EMBEDDING if BEYOND in str(error) else remedy(model)
         raise SpectraError(
-            f"`model`: fails on the data ({describe(error)}); {remedy(model)} (SPECTRA_TRACEBACK=1 shows where)"
+            f"`model`: fails on the data ({describe(error)}); {way_out} (SPECTRA_TRACEBACK=1 shows where)"
         ) from error
 
 

@@ -19,7 +19,7 @@ from spectra.inputs.devices import brought, choose_place
 from spectra.inputs.examples import Data
 from spectra.inputs.given import own_data, own_loss
 from spectra.inputs.graphs import graph_notes
-from spectra.inputs.items import refuse_other_names, refuse_weights, wanted_by
+from spectra.inputs.items import refuse_other_names, refuse_weights, unnamed_arguments, wanted_by
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model_loss import recognise
 from spectra.inputs.stacking import named
@@ -156,10 +156,13 @@ def load_problem(
         given = examples.cut(len(examples))
         if not wanted.whole or wanted.forwards:
             refuse_other_names(given[0].inputs, wanted.takes, typed["data"])
-        if wanted.forwards and type(network).__module__.startswith("transformers."):
-            refuse_weights(given[0].inputs, wanted.takes, typed["data"])
+        ignored: list[str] = []
+        if type(network).__module__.startswith("transformers.") and (wanted.forwards or not wanted.whole):
+            if wanted.forwards:
+                refuse_weights(given[0].inputs, wanted.takes, typed["data"])
+            ignored = unnamed_arguments(given[0].inputs, wanted.takes)
         given = [brought(batch, *place) for batch in given]
-    told = [*examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
+    told = [*ignored, *examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
     if isinstance(objective, CrossEntropy) and objective.shift:
         told.append("labels are the next tokens: they were shifted by one place here")
     if wrt != PARAMETERS:

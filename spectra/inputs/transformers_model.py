@@ -63,6 +63,7 @@ def make(name: str, options: dict[str, Any]) -> Built:
             raise input_error(OPTION, f"{name}?trust_remote_code", text)
         path = options.pop("path", None)
         folder = None if path is None else _folder(name, str(path))
+        config: Any = None
         try:
             config = _configuration(name, kind, folder, options)
             if folder and (file := _weights(name, folder)):

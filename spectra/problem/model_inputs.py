@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 DECODER = "decoder_input_ids"
+BEYOND = "index out of range"  # PyTorch's words, of an embedding
+BEYOND_EMBEDDING = "an index is beyond an embedding: a token id, or a sequence longer than the model takes"
 
 
 class Structured(ABC):

@@ -19,7 +19,15 @@ from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.blocks import recomputing
 from spectra.problem.choice import choose_parameters, refuse_training_layers
 from spectra.problem.losses import ClassificationLoss, CustomLoss, Loss
-from spectra.problem.model_inputs import Structured, detached_inputs, lacks_decoder_inputs, map_tensors, versions
+from spectra.problem.model_inputs import (
+    BEYOND,
+    BEYOND_EMBEDDING,
+    Structured,
+    detached_inputs,
+    lacks_decoder_inputs,
+    map_tensors,
+    versions,
+)
 from spectra.problem.model_loss import forward
 from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
 from spectra.problem.side_effects import without_side_effects
@@ -317,8 +325,8 @@ class Problem:
                 if lacks_decoder_inputs(self.model, inputs):
                     way_out = "it makes the inputs of its decoder from labels, which only `loss` model gives it"
             of_kinds = any(phrase in str(error) for phrase in ("type", "not implemented for"))  # and not of shapes
-            if "index out of range" in str(error):  # PyTorch's, of an embedding
-                way_out = "an index exceeds an embedding: check the token ids and the length of the sequences"
+            if BEYOND in str(error):
+                way_out = BEYOND_EMBEDDING
             if "Guard failed" in str(error):  # torch.export's, which fixes sizes by default
                 way_out = "it was exported for one batch size: set `batch_size` to that, or export with dynamic_shapes"
             if isinstance(inputs, Tensor) and not inputs.is_floating_point() and of_kinds:

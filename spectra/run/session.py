@@ -92,7 +92,8 @@ class Session(Generic[S]):
             line.stage("PyTorch")
             device = self.subject.device()
             self.subject.refuse_early(device)
-            line.stage("waiting for the other ranks")
+            if ranks.world() > 1:
+                line.stage("waiting for the other ranks")
             self.processes = self.subject.processes(device)
             self.device = device = self.subject.device()  # each of torchrun's ranks has its own GPU
             self.listener.begin()
