@@ -220,7 +220,7 @@ def test_an_array_that_the_model_does_not_take(capfd):
     told = refusal(capfd, "--model", "forms.py:Tagger", "--data", "more.npz")
     assert "the model has no argument token_type_ids (it takes input_ids, attention_mask, scale, extra)" in told
     np.savez("fewer.npz", ids=np.zeros((N, T), int), labels=np.zeros((N, T), int))
-    assert "the model takes no ids" in refusal(capfd, "--model", "forms.py:Tagger", "--data", "fewer.npz")
+    assert "the model has no argument ids" in refusal(capfd, "--model", "forms.py:Tagger", "--data", "fewer.npz")
     np.savez("mask.npz", attention_mask=np.zeros((N, T), int), labels=np.zeros((N, T), int))
     told = refusal(capfd, "--model", "forms.py:Tagger", "--data", "mask.npz")
     assert "the model needs input_ids, but the data hold attention_mask" in told
@@ -241,7 +241,7 @@ def test_targets_that_are_absent(capfd):
     np.savez("x.npz", x=np.random.default_rng(0).normal(size=(6, 3)))
     told = refusal(capfd, "--model", "forms.py:regression", "--data", "x.npz", "--loss", "mse")
     assert "it needs arrays x and y, or arrays named as the model's arguments and labels or label" in told
-    assert "and holds x" in told
+    assert "but it holds x" in told
 
 
 # Text

@@ -192,7 +192,7 @@ def test_some_graphs_are_chosen_by_the_seed():
     assert len(set(chosen)) == 3
     expected = Batch.from_data_list([GRAPHS[i] for i in chosen])
     assert torch.equal(batch.inputs.whole().x, expected.x)
-    with pytest.raises(SpectraError, match=r"^`samples`: 9 of 8 examples of list; choose from 1 to 8$"):
+    with pytest.raises(SpectraError, match=r"^`samples` 9: list has 8 examples; choose from 1 to 8$"):
         load_problem(model=built(OfGraphs), data=GRAPHS, loss=CLASSES, samples=9)
 
 

@@ -238,7 +238,7 @@ REFUSED = {
     "transformers:AutoModelForCausalLM?model_type=gpt22": ["no model_type gpt22", "gpt2"],
     "transformers:GPT2LMHeadModel?n_embed=3": ["no n_embed", "n_embd"],
     "transformers:GPT2LMHeadModel?n_embd=5&n_head=2": ["building it failed", "what follows '?'"],
-    "transformers:BertModel?path=saved": ["model_type bert", "GPT2LMHeadModel"],
+    "transformers:BertModel?path=saved": ["model_type is bert", "GPT2LMHeadModel"],
     "transformers:AutoModelForSequenceClassification?path=saved": [
         "score.weight missing",
         "GPT2LMHeadModel; name that",

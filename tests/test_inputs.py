@@ -318,7 +318,7 @@ def test_malformed_options_are_refused(text):
         ("data", {"x": 1}, "`data`: dict cannot be read as data"),
         ("loss", 3, "`loss`: int is not a loss"),
         ("loss", nn.CrossEntropyLoss, "`loss`: CrossEntropyLoss is not a loss; call it first"),
-        ("dtype", "float16", "`dtype` float16: is not one of float32, float64"),
+        ("dtype", "float16", "`dtype` float16: it is not supported; choose from float32, float64"),
         ("device", "nowhere", "`device` nowhere: is not available"),
     ],
 )

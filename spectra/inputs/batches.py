@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 
 from spectra.errors import SpectraError, describe
 from spectra.inputs.items import Undivided, Wanted, as_tensor, divided, pair_wanted, plain
+from spectra.inputs.samples import chosen_indices
 from spectra.inputs.stacking import CONSTANTS, checked, leaves_of, next_labels, same, widened
 from spectra.problem.batch import Batch
 from spectra.problem.outputs import tensors_of, tuple_like
@@ -161,13 +162,10 @@ def ordinary(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
 
-def chosen(batches: Sequence[Batch], samples: int, seed: int) -> list[Batch]:
+def chosen(batches: Sequence[Batch], samples: int, seed: int, name: str) -> list[Batch]:
     """Choose `samples` examples with the seed, and keep them in their batches. Raises SpectraError."""
-    total = sum(map(len, batches))
-    if not 1 <= samples <= total:
-        raise SpectraError(f"`samples` {samples}: the data have {counted(total, 'example')}; choose from 1 to {total}")
     places = torch.cat([batch.indices for batch in batches]).argsort(stable=True)  # in the order of the data set
-    picked = places[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:samples]].sort().values
+    picked = places[chosen_indices(len(places), samples, seed, name)].sort().values
     found, first = [], 0
     for batch in batches:
         own = picked[(picked >= first) & (picked < first + len(batch))] - first

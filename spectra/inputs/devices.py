@@ -87,9 +87,14 @@ def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> tor
             text = f"its parameters are {own}, too imprecise for eigenvalues; give `dtype` float32, to use a copy"
             raise SpectraError(f"`model`: {text}")
         return own
-    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    return torch.float32 if dtype is None else named_dtype(dtype)
+
+
+def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return the torch dtype with a name. Raises ArgumentError unless it is float32 or float64."""
+    name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise ArgumentError(f"`dtype` {dtype}: is not one of {', '.join(DTYPES)}; choose one of them")
+        raise ArgumentError(f"`dtype` {dtype}: it is not supported; choose from {', '.join(DTYPES)}")
     return DTYPES[name]
 
 

@@ -15,13 +15,13 @@ from spectra.curvature.evaluation import cut_batches
 from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import READ_TWICE, Batches, Collate, can_be_cut, collated
 from spectra.inputs.items import Undivided, Wanted, described, divided, is_numbers, is_pair, pair_wanted, plain
+from spectra.inputs.samples import chosen_indices
 from spectra.inputs.spec import WHERE, input_error
 from spectra.inputs.stacking import checked, named, next_labels, same, stacked, widened
 from spectra.inputs.transform import Transform
 from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import map_tensors
 from spectra.problem.weights import has_labels
-from spectra.wording import counted
 
 OPTION = "`data`"
 
@@ -92,13 +92,13 @@ def read(
                 text = f"the arrays of {name} have different lengths ({different}); leave it out"
                 raise input_error("`samples`", samples, text)
             return Batches([Batch(widened(arrays.inputs), None, torch.arange(max(sizes)))])
-        indices = _choose(_length(arrays, name), samples, seed, name)
+        indices = chosen_indices(_length(arrays, name), samples, seed, name)
         if not transform:
             examples = map_tensors(lambda tensor: tensor[indices], (arrays.inputs, arrays.targets))
             return finished(examples, indices, name, wanted)
         source, collate = arrays, None
     else:
-        indices = _choose(_size(source, name), samples, seed, name)
+        indices = chosen_indices(_size(source, name), samples, seed, name)
     items = Items(source, name, transform, wanted if arrays is None else None)
     if collate:
         batches = collated(items.raw, indices, collate, wanted, batch_size, name)
@@ -198,18 +198,6 @@ def _size(source: Any, name: str) -> int:
     except Exception as error:
         text = f"the length of its {came} is unknown ({describe(error)}); define __len__, or return a list"
         raise input_error(OPTION, name, text) from error
-
-
-def _choose(size: int, samples: int | None, seed: int, name: str) -> Tensor:
-    """Return ascending indices (N,) of all examples, or of a random choice."""
-    if size == 0:
-        raise input_error(OPTION, name, "it is empty; name data with at least one example")
-    if samples is None:
-        return torch.arange(size)
-    if not 1 <= samples <= size:
-        raise input_error("`samples`", samples, f"{name} has {counted(size, 'example')}; choose from 1 to {size}")
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(size, generator=generator)[:samples].sort().values
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ ADDED = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magni
 # Entries that GPTQ, AWQ, bitsandbytes, compressed-tensors and float8 add to a state dict.
 QUANTISED = {"qweight", "qzeros", "g_idx", "SCB", "absmax", "quant_map", "quant_state", "weight_packed"}
 QUANTISED |= {"weight_scale", "weight_scale_inv", "input_scale", "weight_zero_point"}
+EXPORTED = ("serialized_exported_program.json", "archive_format", "models/model.json")  # in a file of torch.export
 RANKS = "it is a checkpoint of DeepSpeed, in which each rank holds one part"
 DEEPSPEED_SHARD = re.compile(r"^(bf16_)?(zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt$")
 BY_SUFFIX = {
@@ -136,5 +137,4 @@ def _archive(file: Path) -> str | None:
             return None
     if names and all(name.endswith(".npy") for name in names):
         return ".npz"
-    exported = ("serialized_exported_program.json", "archive_format", "models/model.json")
-    return ".pt2" if any(name.endswith(exported) for name in names) else None
+    return ".pt2" if any(name.endswith(EXPORTED) for name in names) else None

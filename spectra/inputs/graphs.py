@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import ConcatDataset, Subset
 
 from spectra.errors import SpectraError
+from spectra.inputs.samples import chosen_indices
 from spectra.inputs.seeding import seeded
 from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import Structured
@@ -177,8 +178,8 @@ def read_graphs(source: Any, samples: int | None, seed: int, name: str) -> Batch
     """
     if is_graph(source):
         batch = batch_of(source, 0, name)
-        return batch if samples is None else batch.part(choice(len(batch), samples, seed, name))
-    chosen = torch.arange(len(source)) if samples is None else choice(len(source), samples, seed, name)
+        return batch if samples is None else batch.part(chosen_indices(len(batch), samples, seed, name))
+    chosen = chosen_indices(len(source), samples, seed, name)
     with seeded(seed):
         graphs = [source[i] for i in chosen.tolist()]
         for i, graph in zip(chosen.tolist(), graphs[:READ_TWICE], strict=False):
@@ -195,13 +196,6 @@ def same(one: Any, two: Any) -> bool:
     (ones, skeleton), (twos, other) = flattened(Graphs(one, GRAPHS)), flattened(Graphs(two, GRAPHS))
     dense = [(x.to_dense(), y.to_dense()) for x, y in zip(ones, twos, strict=False)]
     return skeleton == other and all(x.shape == y.shape and bool((x == y).all()) for x, y in dense)
-
-
-def choice(count: int, samples: int, seed: int, name: str) -> Tensor:
-    """Choose `samples` of `count` graphs with the seed; their indices are ascending. Raises SpectraError."""
-    if not 1 <= samples <= count:
-        raise SpectraError(f"`samples`: {samples} of {counted(count, 'example')} of {name}; choose from 1 to {count}")
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
 
 
 def batch_of(data: Any, first: int, what: str) -> Batch:

@@ -77,7 +77,7 @@ def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wa
         notes = loader_notes(data, recorded)
         refuse_changing(data, recorded, first[0], name)
     if samples is not None:
-        batches = chosen(batches, samples, seed)
+        batches = chosen(batches, samples, seed, name)
     if batch_size is not None:
         batches = recut(batches, batch_size)
     return Batches(batches, notes)

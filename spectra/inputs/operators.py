@@ -28,7 +28,7 @@ from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.files import open_regular
 from spectra.given_operator import Products, as_operator, size_of
 from spectra.inputs.checkpoint_folder import sha256
-from spectra.inputs.devices import DTYPES
+from spectra.inputs.devices import named_dtype
 from spectra.inputs.given import GIVEN
 from spectra.inputs.origin import is_code, is_path, place_of
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest, told_missing
@@ -75,21 +75,11 @@ class Operators:
 
     def load(self) -> list[GivenOperator]:
         """Load all operators, with distinct names and one dtype. Raises SpectraError."""
-        dtype = chosen_dtype(self.dtype)
+        dtype = None if self.dtype is None else named_dtype(self.dtype)
         found = [load_operator(one, dtype) for one in self.given]
         if len({one.operator.dtype for one in found}) > 1:  # all are multiplied by the same vectors
             found = [load_operator(one, torch.float64) for one in self.given]
         return with_distinct_names(found)
-
-
-def chosen_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return the requested dtype, or None. Raises ArgumentError."""
-    if dtype is None:
-        return None
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ArgumentError(f"`dtype` {dtype}: is not one of {', '.join(DTYPES)}; choose one of them")
-    return DTYPES[name]
 
 
 def with_distinct_names(found: Sequence[GivenOperator]) -> list[GivenOperator]:

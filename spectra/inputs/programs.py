@@ -19,10 +19,10 @@ from torch import nn
 
 from spectra.errors import describe
 from spectra.files import open_regular
+from spectra.inputs.foreign_formats import EXPORTED
 from spectra.inputs.spec import input_error, told_missing
 
 OPTION = "`model`"
-EXPORTED = ("serialized_exported_program.json", "archive_format", "models/model.json")
 FORM = "a program of torch.export (file.pt2) or TorchScript"
 NONE = f"it does not hold a program; name {FORM}, or file.py:name"
 WEIGHTS = "it holds weights, not a program; give it as `checkpoint`, and name the architecture as `model`"
