@@ -439,9 +439,8 @@ def test_losses_of_pytorch_and_classes_of_losses(loss, name):
     ],
 )
 def test_batches_that_are_not_ours(batches, name):
-    with refused(
-        f"`batches`: expected a list of spectra.Batch, got {name}; make them with spectra.cut_batches(x, y, torch.arange(len(y)), size)"
-    ):
+    way_out = "; make them with spectra.cut_batches(x, y, torch.arange(len(y)), size)"
+    with refused(f"`batches`: expected a list of spectra.Batch, got {name}", way_out):
         Problem(CASE.model(), CrossEntropy(), batches)
 
 
@@ -562,7 +561,7 @@ def test_the_tensor_of_a_container_is_the_output(wrap, key):
         (
             lambda x: {"a": (x,)},
             "a",
-            ("`output` a", "its entry a is of type tuple (it has 0 (5, 3))", "nested entries"),
+            ("`output` a", "its entry a is of type tuple (it has 0 (5, 3))", "nested"),
         ),
         (lambda x: {"a": (x,)}, "", ("`output`", "no entry ''")),
     ],
