@@ -140,7 +140,7 @@ def test_idle_cards_are_told_of(cards):
     cards(4)
     card = torch.device("cuda", 0)
     for name in ("auto", "cuda", None):
-        assert "the other 3 cards not" in idle_cards(request(name), card)
+        assert "cuda:0 is used, but not the other 3 GPUs" in idle_cards(request(name), card)
         assert "`torchrun --nproc-per-node 4 -m spectra eig ...`" in idle_cards(request(name), card)
     assert idle_cards(request("cuda:1"), torch.device("cuda", 1)) is None
     assert idle_cards(request("auto", ranks=False), card) is None

@@ -171,7 +171,7 @@ def test_gradients_of_batches(user, capfd):
             "--model scenes.py:sampling --loss scenes.py:loss",
             "--loss scenes.py:loss: its value changes from call to call",
         ),
-        ("--model scenes.py:net --loss scenes.py:loss --loss-part boxes", "it has classification, bbox_regression"),
+        ("--model scenes.py:net --loss scenes.py:loss --loss-part boxes", "available: classification, bbox_regression"),
         ("--model scenes.py:net --loss scenes.py:loss --curvature ggn", "--curvature ggn: a loss of (model, batch)"),
         ("--model scenes.py:net --loss model", "without a loss"),
     ],

@@ -81,7 +81,7 @@ def test_layers_add_up_to_the_parameters():
     assert sum(layer.parameters for layer in found.values()) == sum(p.numel() for p in model.parameters())
     assert [found[name].parameters for name in ("", "embedding", "norm", "head")] == [3, 15, 6, 0]
     assert (found["norm"].trainable, found["norm"].chosen) == (3, 3)
-    assert found["head"].tied == ("embedding.weight",)
+    assert found["head"].tied == ["embedding.weight"]
 
 
 def test_layers_know_what_params_chose():

@@ -138,7 +138,7 @@ REFUSED = [
     ("supcon of outputs", "contrast.py:loss", "--curvature gradient-covariance", "compares the examples of a batch"),
     ("supcon of outputs", "contrast.py:loss", "--batch-size 7", "write the loss as a function of (model, batch)"),
     ("supcon", "contrast.py:of_net", "", "call its first parameter model"),
-    ("pinn", "pinn.py:loss", "--loss-part residuals", "it has residual, border, known"),
+    ("pinn", "pinn.py:loss", "--loss-part residuals", "available: residual, border, known"),
 ]
 
 

@@ -322,7 +322,7 @@ def test_what_is_no_symmetric_matrix_is_refused(folder, capfd):
         ("trace --method gram", "--method gram: needs a factor of the matrix"),
         ("eig -k 61", "-k 61: the matrix has only 60 rows; ask for at most 60"),
         ("compare", "--operator dense.npy: there is no second matrix to compare with; give --operator again"),
-        ("compare --operator other.npy", "--operator: of different sizes (dense 60, other 61 rows)"),
+        ("compare --operator other.npy", "--operator: the operators differ in size (dense 60, other 61 rows)"),
         (
             "eig --method dense --max-products 9",
             "--max-products: --method dense needs 60 products, one per row, and 6 are left; raise --max-products",

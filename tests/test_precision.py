@@ -578,7 +578,7 @@ def test_in_python(folder):
     [
         ("--precision tf32", "--precision tf32: the device cpu does not support TF32; use bf16, or ieee"),
         ("--precision bf16 --dtype float64", "--precision bf16: applies to float32 only, not to float64; use"),
-        ("--precision bf16 --max-products 10", "--max-products 10: products in --precision bf16 are measured"),
+        ("--precision bf16 --max-products 10", "--max-products 10: products in --precision bf16 are compared"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_work(options, told, folder, capfd):

@@ -457,7 +457,8 @@ def test_losses_of_pytorch_and_classes_of_losses(loss, name):
     ],
 )
 def test_batches_that_are_not_ours(batches, name):
-    with refused(f"`batches`: {name} is not", "; make them with spectra.cut_batches(x, y, torch.arange(len(y)), size)"):
+    way_out = "; make them with spectra.cut_batches(x, y, torch.arange(len(y)), size)"
+    with refused(f"`batches`: expected a list of spectra.Batch, got {name}", way_out):
         Problem(CASE.model(), CrossEntropy(), batches)
 
 
@@ -499,7 +500,7 @@ def test_models_that_fail(model, words):
 def test_images_of_bytes(model):
     images = torch.zeros(7, 3, 4, 4, dtype=torch.uint8)
     with refused(
-        "`model`: fails on the data", "; x holds integers (torch.uint8)", "`transform` file.py:name", "floats"
+        "`model`: fails on the data", "; x holds integers (torch.uint8)", "floats", "`transform` file.py:name"
     ):
         multiply(of(model, images))
 
@@ -569,13 +570,17 @@ def test_the_tensor_of_a_container_is_the_output(wrap, key):
         (lambda x: 3, None, ("`model`", "its output is of type int, not one tensor", "wrap")),
         (Holder, None, ("`model`", "Holder (it has logits (5, 3), hidden (5, 3)), not one tensor", "`output`")),
         (lambda x: 20 * (x,), None, ("`model`", "tuple (it has 0 (5, 3)", "7 (5, 3), ...), not one tensor")),
-        (lambda x: x, "logits", ("`output` logits", "one tensor (5, 3)", "leave it out")),
+        (lambda x: x, "logits", ("`output` logits", "one tensor (5, 3)", "omit `output`")),
         (lambda x: {"a": x}, "b", ("`output` b", "the model's output has no entry 'b' (it has a (5, 3))", "name one")),
         (lambda x: (x,), "1", ("`output` 1", "no entry '1'")),
         (lambda x: (x,), "-2", ("`output` -2", "no entry '-2'")),
         (lambda x: {"a": (x,)}, "a.b", ("`output` a.b", "its entry a has no entry 'b' (it has 0 (5, 3))")),
         (lambda x: {"a": x}, "a.0", ("`output` a.0", "its entry a has no entry '0'")),
-        (lambda x: {"a": (x,)}, "a", ("`output` a", "its entry a is of type tuple (it has 0 (5, 3))", "deeper")),
+        (
+            lambda x: {"a": (x,)},
+            "a",
+            ("`output` a", "its entry a is of type tuple (it has 0 (5, 3))", "nested"),
+        ),
         (lambda x: {"a": (x,)}, "", ("`output`", "no entry ''")),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_command_line_that_is_too_long(home, sweep):
     status, out, err = sweep("run")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "PLAN ../home/plan.toml: [eig] its options make a command line of" in err
-    assert "--data; shorten it" in err
+    assert "--data; shorten that" in err
 
 
 def test_a_damaged_list_of_jobs_is_told(home, sweep):

@@ -53,7 +53,7 @@ def idle_cards(request: Request, device: torch.device) -> str | None:
     if (count := torch.cuda.device_count()) < 2:
         return None
     command = f"torchrun --nproc-per-node {count} -m spectra {request.settings.command} ..."
-    return f"only {device} is used, and {counted(count - 1, 'other GPU')} not; `{command}` uses all"
+    return f"{device} is used, but not the other {counted(count - 1, 'GPU')}; `{command}` uses all"
 
 
 def refuse_lower_precision(request: Request, device: torch.device) -> None:
