@@ -340,7 +340,7 @@ def test_a_figure_of_zero_matrices():
 @pytest.mark.parametrize(
     ("operators", "k", "told"),
     [
-        ({"a": A}, 1, "`curvature` a"),
+        ({"a": A}, 1, "`operators` a"),
         ({"a": A, "b": torch.eye(3, dtype=torch.float64)}, 1, "different sizes"),
         ({"a": A, "b": ALIKE}, N + 1, f"`k`: {N + 1}"),
     ],

@@ -63,7 +63,7 @@ def test_the_fisher_is_the_ggn(name):
 def test_a_pair_is_explained_whichever_comes_first():
     _, told = explained(BY_NAME["mlp"].problem(), "fisher-empirical", "fisher", "ggn")
     assert [cause.between for cause in told] == [("fisher", "ggn"), ("fisher-empirical", "fisher")]
-    assert told[1].sentence.startswith("fisher-empirical - fisher is labels")
+    assert told[1].sentence.startswith("fisher-empirical - fisher comes from the labels")
 
 
 def zero_softmax(examples: int, inputs: int = 3, classes: int = 4):

@@ -196,7 +196,7 @@ def test_tables_fit_the_page(call):
         ("--along checkpoint:points.npz", ["--along checkpoint:points.npz: "]),
         ("--along checkpoint:a-10.pt,checkpoint:a-10.pt", ["--along", "one direction twice"]),
         ("--along 'path:none/*.pt'", ["--along path:none/*.pt: matches no checkpoint"]),
-        ("--along 'path:b*.pt'", ["--along path:b*.pt: matches b,c.pt alone"]),
+        ("--along 'path:b*.pt'", ["--along path:b*.pt: matches only b,c.pt, but a plane needs two"]),
         ("--along 'path:a-*.pt'", ["--along path:a-*.pt: its 2 checkpoints and this one lie on one line"]),
         ("--along 1,path:a-*.pt", ["--along 1,path:a-*.pt: a trajectory is a plane of its own"]),
         ("--along update --optimizer none.pt", ["none.pt", "no such file"]),

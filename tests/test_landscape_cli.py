@@ -210,9 +210,9 @@ def test_the_lowest_of_an_earlier_eig(record, call):
 @pytest.mark.parametrize(
     ("options", "fragments"),
     [
-        ("--along 0", ["--along", "'0'", "lowest or random"]),
+        ("--along 0", ["--along", "'0'", "lowest, random"]),
         ("--along -1", ["--along", "'-1'"]),
-        ("--along x", ["--along", "'x'", "lowest or random"]),
+        ("--along x", ["--along", "'x'", "lowest, random"]),
         ("--along 1.5", ["--along", "'1.5'"]),
         ("--along ''", ["--along", "''"]),
         ("--along 1,2,3", ["--along", "'1,2,3'", "two of them separated by a comma"]),

@@ -62,6 +62,8 @@ class Inches(Positive):
 class Count(click.IntRange):
     """An integer from `min` to `most`; the help does not show `most`, by default the largest int64."""
 
+    name = "integer"
+
     def __init__(self, min: int, max: int | None = None, most: int = LARGEST):
         super().__init__(min, max)
         self.most = most
