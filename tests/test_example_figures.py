@@ -3,7 +3,7 @@
 import torch
 
 from scripts.examples.evidence import Row as Decay
-from scripts.examples.figures import evidence_figure, influence_figure, pruning_figure
+from scripts.examples.figures import evidence_figure, influence_figure, pruning_figure, trace_figure
 from scripts.examples.pruning import METHODS
 from scripts.examples.pruning import Row as Pruned
 
@@ -30,3 +30,9 @@ def test_predicted_against_true_changes():
     figure = influence_figure({"ridge": ({"half": true / 2}, true), "logistic": ({"whole": true}, true)})
     shown = [axes.lines[-1].get_xydata().tolist() for axes in figure.axes]
     assert shown == [[[1, 0.5], [2, 1]], [[1, 1], [2, 2]]]
+
+
+def test_errors_of_a_trace_by_products():
+    (axes,) = trace_figure({"one": [(10, 0.1), (20, 0.05)], "other": [(10, 0.2)]}).axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[10, 0.1], [20, 0.05]], [[10, 0.2]]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "other"]

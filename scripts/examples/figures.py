@@ -1,4 +1,4 @@
-"""The figures of docs/pruning.md, docs/influence.md and docs/evidence.md, in results/examples/.
+"""The figures of docs/pruning.md, influence.md, evidence.md and how-to/method-and-tolerance.md, in results/examples/.
 
 python -m scripts.examples.figures        # three minutes
 """
@@ -9,14 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.style
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import spectra
 from scripts.examples import evidence, influence, pruning
+from spectra.demo import train
+from spectra.inputs.data import digits
 from spectra.plots.style import COLOURS, DASHES, MARKERS, STYLE, save_figure
 
 OUT = Path("results/examples")
+TRACES = {"Hutchinson": spectra.hutchinson, "Hutch++": spectra.hutch_plus_plus, "XTrace": spectra.xtrace}
+
+Errors = dict[str, list[tuple[int, float]]]  # of each method, by its products
 
 
 def main() -> None:
@@ -27,12 +34,52 @@ def main() -> None:
         data = influence.Digits.drawn(200, 500)
         cases = {one.name: changes(one, data) for one in (influence.RIDGE, influence.LOGISTIC)}
         save_figure(influence_figure(cases), OUT / "influence.png")
+        save_figure(trace_figure(trace_errors()), OUT / "trace.png")
 
 
 def changes(regression: influence.Regression, data: influence.Digits) -> tuple[dict[str, Tensor], Tensor]:
     """The changes of the held-out loss by each prediction, and by training again."""
     predictions, true = influence.predicted_and_true(regression, data, left_out=40, decay=0.01)
     return {name: values for name, (values, _) in predictions.items()}, true
+
+
+def trace_errors(probes: Sequence[int] = (12, 24, 48, 96), seeds: int = 10, samples: int = 300) -> Errors:
+    """Root mean square relative errors of the trace of the Hessian of the digits network."""
+    images, labels = (array[:samples] for array in digits())
+    *_, (_, network, _) = train(images, labels)
+    batches = spectra.cut_batches(images, labels, torch.arange(len(labels)), size=len(labels))
+    hessian = spectra.Curvature(spectra.Problem(network, spectra.CrossEntropy(), batches), "hessian")
+    columns = torch.eye(hessian.shape[0]).split(64, dim=1)
+    trace = sum((hessian @ part).mul(part).sum().item() for part in columns)
+    found: Errors = {name: [] for name in TRACES}
+    for name, method in TRACES.items():
+        for count in probes:
+            estimates = [method(hessian, probes=count, seed=seed) for seed in range(seeds)]
+            errors = torch.tensor([one.value / trace - 1 for one in estimates])
+            found[name].append((estimates[0].products, errors.square().mean().sqrt().item()))
+    return found
+
+
+def trace_figure(found: Errors) -> Figure:
+    """Relative error of a trace against products, one curve a method."""
+    figure = Figure(figsize=(4.2, 2.7), layout="constrained")
+    axes = figure.subplots()
+    for place, (name, errors) in enumerate(found.items()):
+        products, values = zip(*errors, strict=True)
+        axes.plot(
+            products,
+            values,
+            color=COLOURS[place],
+            linestyle=DASHES[place],
+            marker=MARKERS[place],
+            markersize=4,
+            label=name,
+        )
+    axes.set(xscale="log", yscale="log", xlabel="products", ylabel="relative error of the trace")
+    axes.set_xticks([20, 50, 100, 200], ["20", "50", "100", "200"])
+    axes.set_xticks([], minor=True)
+    axes.legend(frameon=False)
+    return figure
 
 
 def pruning_figure(rows: Sequence[pruning.Row]) -> Figure:
