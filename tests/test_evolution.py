@@ -490,10 +490,12 @@ def test_the_figure_has_a_panel_for_what_there_is_and_can_be_read(plan, some, ra
     evolution = collect(read_plan(plan))
     rows = tuple(row for row in evolution.rows if SOME[some](row))
     evolution = replace(evolution, rows=rows, learning_rate=rate)
-    figure = evolution_figure(evolution)
     not_drawn = ("accuracy", "gap", "angle_next", "angle_last")
-    assert len(figure.axes) == len({row.quantity for row in rows if row.quantity not in not_drawn})
-    assert_readable(figure)
+    for width in (3.25, 6.5):
+        figure = evolution_figure(evolution, width)
+        assert len(figure.axes) == len({row.quantity for row in rows if row.quantity not in not_drawn})
+        assert figure.get_figwidth() == width
+        assert_readable(figure)
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     assert any(text.startswith("2 / learning rate") for text in entries) == bool(
         rate and evolution.select("eigenvalue")
@@ -547,6 +549,7 @@ def test_the_figure_draws_them_times_the_learning_rate(tmp_path):
     assert "learning rate × eigenvalues of" in axes.get_title("left")
     assert "threshold of AdamW, 2.4 to 3" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert_readable(figure)
+    assert_readable(evolution_figure(preconditioned(tmp_path), 3.25))
 
 
 def test_rates_that_differ_between_parameters_are_in_the_eigenvalues(tmp_path):
