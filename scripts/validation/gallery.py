@@ -32,12 +32,12 @@ TITLES = {  # by module, in the order in which they are shown
 
 
 def published(row: Row) -> str:
-    """What was published, with its relation: `6.25`, `< 1`."""
+    """The published value, with its relation: `6.25`, `< 1`."""
     return f"{row.relation.replace('=', '')} {row.expected:.6g}".strip()
 
 
 def found(row: Row) -> str:
-    """What is found, with its error."""
+    """The value found, with its error."""
     if row.error:
         return with_error(row.found, row.error, most=7, digits=1)
     return f"{row.found:.6g}"
@@ -98,7 +98,7 @@ def page(rows: dict[str, Sequence[Row]], made: dict[str, Any]) -> str:
 
 
 def figure(rows: dict[str, Sequence[Row]]) -> Figure:
-    """What is found over what was published: dots with two errors, bars for what theory leaves, open for bounds."""
+    """Draw found / published values: dots with two errors, bars for the range of the theory, hollow dots for bounds."""
     flat = [(name, row) for name, some in rows.items() for row in some]
     places, marks, place, last = [], [], 0.0, None
     for name, _ in flat:
