@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_record, save, with_spectrum
+from matplotlib.image import imread
 from safetensors.torch import save_file
 from test_plots import assert_readable
 
+from spectra.cli import run
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint_file import digest_of, sha256
 from spectra.krylov.results import select
@@ -364,6 +366,14 @@ def test_the_table_is_the_same_as_csv_and_as_json_and_every_time(plan, tmp_path)
                 assert float(line[name]) == value
     places = [(row["step"], row["curvature"] or "") for row in rows]
     assert [step for step, _ in places] == sorted(step for step, _ in places)
+
+
+@pytest.mark.parametrize(("options", "pixels"), [("", 1300), ("--width 3.25", 650)])
+def test_the_command_draws_at_the_width_that_is_asked_for(options, pixels, plan, monkeypatch, capsys):
+    monkeypatch.chdir(plan.parent)
+    assert run(["sweep", "collect", plan.name, *options.split()]) == 0
+    (png,) = (line for line in capsys.readouterr().out.splitlines() if line.endswith("evolution.png"))
+    assert imread(png).shape[1] == pixels
 
 
 def test_results_of_a_loop_that_was_watched(tmp_path):
