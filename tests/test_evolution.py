@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_record, save, with_spectrum
+from matplotlib.image import imread
 from safetensors.torch import save_file
 from test_plots import assert_readable
 
+from spectra.cli import run
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint_file import digest_of, sha256
 from spectra.krylov.results import select
@@ -366,6 +368,14 @@ def test_the_table_is_the_same_as_csv_and_as_json_and_every_time(plan, tmp_path)
     assert [step for step, _ in places] == sorted(step for step, _ in places)
 
 
+@pytest.mark.parametrize(("options", "pixels"), [("", 1300), ("--width 3.25", 650)])
+def test_the_command_draws_at_the_width_that_is_asked_for(options, pixels, plan, monkeypatch, capsys):
+    monkeypatch.chdir(plan.parent)
+    assert run(["sweep", "collect", plan.name, *options.split()]) == 0
+    (png,) = (line for line in capsys.readouterr().out.splitlines() if line.endswith("evolution.png"))
+    assert imread(png).shape[1] == pixels
+
+
 def test_results_of_a_loop_that_was_watched(tmp_path):
     for t, step in enumerate((20, 100, 3000)):
         write_results(tmp_path / f"step-{step:06d}", "hessian", t)
@@ -490,10 +500,12 @@ def test_the_figure_has_a_panel_for_what_there_is_and_can_be_read(plan, some, ra
     evolution = collect(read_plan(plan))
     rows = tuple(row for row in evolution.rows if SOME[some](row))
     evolution = replace(evolution, rows=rows, learning_rate=rate)
-    figure = evolution_figure(evolution)
     not_drawn = ("accuracy", "gap", "angle_next", "angle_last")
-    assert len(figure.axes) == len({row.quantity for row in rows if row.quantity not in not_drawn})
-    assert_readable(figure)
+    for width in (3.25, 6.5):
+        figure = evolution_figure(evolution, width)
+        assert len(figure.axes) == len({row.quantity for row in rows if row.quantity not in not_drawn})
+        assert figure.get_figwidth() == width
+        assert_readable(figure)
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     assert any(text.startswith("2 / learning rate") for text in entries) == bool(
         rate and evolution.select("eigenvalue")
@@ -547,6 +559,7 @@ def test_the_figure_draws_them_times_the_learning_rate(tmp_path):
     assert "learning rate × eigenvalues of" in axes.get_title("left")
     assert "threshold of AdamW, 2.4 to 3" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert_readable(figure)
+    assert_readable(evolution_figure(preconditioned(tmp_path), 3.25))
 
 
 def test_rates_that_differ_between_parameters_are_in_the_eigenvalues(tmp_path):

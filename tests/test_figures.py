@@ -69,6 +69,14 @@ def test_a_column_has_the_curves_and_points_of_a_page(name):
             assert (line.get_color(), line.get_marker()) == (same.get_color(), same.get_marker())
 
 
+def test_bars_of_two_matrices_differ_in_grey_print():
+    share, *_, mass = figures(ROOT / "demo/layers.json", PAGE)["layers"].axes
+    for axes in (share, mass):
+        hatches = [{bar.get_hatch() for bar in bars} for bars in np.split(np.array(axes.patches), 2)]
+        assert all(len(some) == 1 for some in hatches)
+        assert hatches[0] != hatches[1]
+
+
 @pytest.mark.parametrize("width", [COLUMN, PAGE])
 def test_panels_of_a_column_are_stacked(width):
     compared = figures(ROOT / "compare/compare.json", width)["compare"]

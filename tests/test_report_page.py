@@ -245,6 +245,9 @@ def test_it_is_made_for_narrow_screens_and_paper(whole):
         assert rule in style
     assert re.search(r"img \{[^}]*width: 100%;[^}]*height: auto;", style)
     assert "@media (max-width: 30rem)" in style
+    assert "@media screen and (prefers-color-scheme: dark)" in style  # figures stay on white, and paper too
+    assert re.search(r"img \{[^}]*background: #fff;", style)
+    assert "--page: #fff" in style.partition("@media print {")[2]
     paper = style.partition("@media print {")[2]
     assert re.search(r"figure, tr, pre, dl, \.lead \{ break-inside: avoid; \}", paper)
     assert "break-after: avoid" in paper

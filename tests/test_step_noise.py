@@ -93,7 +93,7 @@ def test_numbers_are_the_librarys(record, points):
     assert "0.5 adaptive" in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert len(scales_of(noise, found.results)) >= 1
-    assert step_figures(found)["step"].axes[1].get_xlabel() == "batch (examples)"
+    assert step_figures(found)["step"].axes[1].get_xlabel() == "batch size (examples)"
 
 
 def test_products_of_noise_are_counted(record, points):

@@ -1,4 +1,4 @@
-"""The figure: what one product costs, in gradients, by problem and tool."""
+"""The figure: the cost of one product, in gradients, by problem and tool."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def save(results: dict[str, Any], path: Path) -> None:
 
 
 def draw(axes, results: dict[str, Any], problems: list[str], matrix: str) -> None:
-    """One row a problem: every tool a mark, the floor a bar from the left."""
+    """Draw a row for each problem: a marker for each tool, and a bar for the matrix products alone."""
     floors = [cost(product(results, problem, matrix).get("floor", {})) for problem in problems]
     for i, name in enumerate(TOOLS):
         costs = [cost(product(results, problem, matrix).get("tools", {}).get(name, {})) for problem in problems]

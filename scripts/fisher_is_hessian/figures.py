@@ -1,4 +1,4 @@
-"""The three figures: distances from the Hessian, cosines with it, and the laws that theory gives."""
+"""The three figures: distances from the Hessian, cosines with it, and laws of the theory."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def laws(points: list[Row], distances: list[Row], teachers: list[Row]) -> Figure
 
 
 def residuals(axes: Axes, points: list[Row], distances: list[Row]) -> None:
-    """mse: the distance of Hessian and GGN against the residuals."""
+    """Draw the distance of Hessian and GGN against the residuals, for the mean squared error."""
     for i, labels in enumerate(("clean", "random")):
         at = {(row["seed"], row["step"]): row["rms_residual"] for row in pick(points, loss="mse", labels=labels)}
         rows = pick(distances, loss="mse", labels=labels, a="hessian", b="ggn")
@@ -94,7 +94,7 @@ def residuals(axes: Axes, points: list[Row], distances: list[Row]) -> None:
 
 
 def shrinking(axes: Axes, points: list[Row]) -> None:
-    """Cross entropy, clean labels: norms against 1 - p_y."""
+    """Draw norms against 1 - p_y, for the cross entropy and clean labels."""
     rows = pick(points, loss="cross_entropy", labels="clean")
     for i, (matrix, name) in enumerate(NORMS):
         x, y = [row["mean_one_minus_p"] for row in rows], [row[f"norm {matrix}"] for row in rows]
@@ -106,7 +106,7 @@ def shrinking(axes: Axes, points: list[Row]) -> None:
 
 
 def sampling(axes: Axes, teachers: list[Row]) -> None:
-    """At the teacher's own parameters: distances against the number of labels."""
+    """Draw distances at the teacher's own parameters against the number of labels."""
     pairs = (("fisher", "$|F - E|/|F|$"), ("hessian", "$|H - G|/|H|$"))
     i = 0
     for a, name in pairs:
@@ -121,7 +121,7 @@ def sampling(axes: Axes, teachers: list[Row]) -> None:
 
 
 def outer_products(axes: Axes, points: list[Row]) -> None:
-    """Traces over that of the empirical Fisher, labels of a teacher: the whole batch's gradient, and small batches'."""
+    """Draw traces of outer products of batch gradients, relative to the empirical Fisher, for labels of a teacher."""
     i = 0
     for matrix, name in (("fisher-batch", "batches of 10"), ("gradient-outer", "whole batch")):
         for loss in LOSSES:

@@ -32,12 +32,12 @@ TITLES = {  # by module, in the order in which they are shown
 
 
 def published(row: Row) -> str:
-    """What was published, with its relation: `6.25`, `< 1`."""
+    """The published value, with its relation: `6.25`, `< 1`."""
     return f"{row.relation.replace('=', '')} {row.expected:.6g}".strip()
 
 
 def found(row: Row) -> str:
-    """What is found, with its error."""
+    """The value found, with its error."""
     if row.error:
         return with_error(row.found, row.error, most=7, digits=1)
     return f"{row.found:.6g}"
@@ -97,8 +97,13 @@ def page(rows: dict[str, Sequence[Row]], made: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+LABEL = """found / published value ± 2 standard errors
+(grey: range of the theory at this size;
+hollow: the published value is a bound)"""
+
+
 def figure(rows: dict[str, Sequence[Row]]) -> Figure:
-    """What is found over what was published: dots with two errors, bars for what theory leaves, open for bounds."""
+    """Draw found / published values: dots with two errors, bars for the range of the theory, hollow dots for bounds."""
     flat = [(name, row) for name, some in rows.items() for row in some]
     places, marks, place, last = [], [], 0.0, None
     for name, _ in flat:
@@ -118,7 +123,15 @@ def figure(rows: dict[str, Sequence[Row]]) -> Figure:
                 axes.barh(at, 2 * row.finite / scale, left=1 - row.finite / scale, height=0.62, color="0.87", zorder=0)
             filled = colour if row.relation == "=" else "white"
             axes.errorbar(
-                ratio, at, xerr=2 * row.error / scale, fmt="o", color=colour, mfc=filled, ms=4, elinewidth=1.2, zorder=3
+                ratio,
+                at,
+                xerr=2 * row.error / scale,
+                fmt="o" if row.agrees else "X",
+                color=colour,
+                mfc=filled,
+                ms=4,
+                elinewidth=1.2,
+                zorder=3,
             )
         axes.set_yticks(places, [row.name for _, row in flat], fontsize=6.5)
         axes.tick_params(axis="y", length=0)
@@ -135,5 +148,5 @@ def figure(rows: dict[str, Sequence[Row]]) -> Figure:
             )
         axes.set_ylim(place + 1, -1)
         axes.set_xlim(-0.05, max(2.1, 1.05 * np.max([row.found / row.expected for _, row in flat])))
-        axes.set_xlabel("found over published\ngrey: theory at this size; open: a bound at 1")
+        axes.set_xlabel(LABEL)
     return drawn

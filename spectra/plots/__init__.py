@@ -1,4 +1,4 @@
-"""Figures for a page: matrices (or checkpoints) side by side, each with its error."""
+"""Figures that compare matrices or checkpoints, with error bars or bands."""
 
 from spectra.plots.density import density_figure
 from spectra.plots.eigenvalues import eigenvalue_figure

@@ -1,4 +1,4 @@
-"""Axes over many powers of ten and either sign: asinh, and magnitudes on a logarithmic axis."""
+"""Axes for values over many powers of ten: asinh for both signs, and logarithmic for magnitudes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator, MaxNLoca
 from spectra.errors import SpectraError
 from spectra.plots.style import figure_of, with_note
 
-FEW, VERY_FEW = 100, 5  # high / low of a logarithmic axis, below which it needs more labels than powers of ten
+FEW, VERY_FEW = 100, 5  # high / low of a logarithmic axis, below which labels at powers of ten are too few
 
 
 def asinh_axis(panels: tuple[Axes, ...], grid: np.ndarray, scale: float, inches: float | None = None) -> None:
-    """Make the x-axis of panels that share it linear within `scale` of zero (shaded) and logarithmic beyond."""
+    """Make the shared x-axis of panels linear within `scale` of zero (shaded) and logarithmic beyond."""
     axes = panels[-1]
     axes.set_xscale("asinh", linear_width=scale)
     axes.set_xlim(grid[0], grid[-1])
@@ -34,8 +34,8 @@ def asinh_label(scale: float, inches: float) -> str:
 def asinh_ticks(low: float, high: float, scale: float, labels: float) -> tuple[dict[float, str], list[float]]:
     """Ticks of an asinh axis with room for so many `labels`: {position: label} and minor positions.
 
-    Zero and powers of ten of either sign, every s-th power with the smallest s that leaves room; where that
-    makes fewer than three, other powers, or the values 1, 2 and 5 (or 1 and 3) times powers of ten; of these the most.
+    Labels are at zero and at every s-th power of ten of either sign, with the smallest s that leaves room. Where these
+    are fewer than three, the most numerous is taken of other powers and of 1, 2 and 5 (or 1 and 3) times powers of ten.
     """
     least = (np.arcsinh(high / scale) - np.arcsinh(low / scale)) / labels
     largest = max(abs(low), abs(high))
@@ -60,9 +60,9 @@ def asinh_ticks(low: float, high: float, scale: float, labels: float) -> tuple[d
 
 
 def magnitude_axis(axes: Axes, name: str, magnitudes: np.ndarray, labels: float = np.inf) -> None:
-    """Make the axis `name` ("x" or "y") logarithmic around `magnitudes`, whatever error bars reach.
+    """Make the axis `name` ("x" or "y") logarithmic, with limits from `magnitudes` and not from error bars.
 
-    It has room for so many `labels`, or for half as many with a power of ten each.
+    It has room for so many `labels`, or for half as many where these are powers of ten.
 
     Raises SpectraError: all are zero.
     """
@@ -86,7 +86,7 @@ def magnitude_axis(axes: Axes, name: str, magnitudes: np.ndarray, labels: float 
 
 
 def closest(decades: float, subs: tuple[int, ...]) -> tuple[int, ...]:
-    """The multiples of powers of ten among these, or else fewer of them, that stand so many decades apart."""
+    """The multiples of powers of ten to label: `subs`, or fewer where these are less than so many decades apart."""
     for some in (subs, (1, 3)):
         if min(np.diff(np.log10([*some, 10]))) >= decades:
             return some
@@ -94,18 +94,18 @@ def closest(decades: float, subs: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def plain(value: float, digits: int = 6) -> str:
-    """A number without an exponent where that is short, its minus as print has it."""
+    """A number without an exponent where that is short, with a typographic minus sign."""
     return f"{value:.{digits}g}".replace("-", "−")
 
 
 def power_of_ten(value: float) -> str:
-    """The power of ten nearest to a number, as mathematical text."""
+    """The power of ten nearest to a number, as mathtext."""
     sign = "-" if value < 0 else ""
     return rf"${sign}10^{{{round(np.log10(abs(value)))}}}$" if value else "0"
 
 
 def scientific(value: float, digits: int = 2) -> str:
-    """A number as mathematical text, with a power of ten where it is large or small."""
+    """A number as mathtext, with a power of ten where it is large or small."""
     if 1e-3 <= value < 1e4:
         return f"{value:.{digits}g}"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")

@@ -66,7 +66,7 @@ def comparison_figure(comparison: Any, title: str | None = None, width: float = 
         above = 2.7 if columns == 2 else 4.4  # inches
         heights = above + 0.1 + legend.height(), 2.3, 0.9 + row * len(pairs)
         figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-        parts = figure.subfigures(3, height_ratios=heights)  # each with margins of its own
+        parts = figure.subfigures(3, height_ratios=heights, squeeze=False)[:, 0]  # each with margins of its own
         eigenvalues, overlaps = parts[0].subplots(2 // columns, columns)
         draw_eigenvalues(eigenvalues, portraits, comparison.k, looks, inches)
         draw_overlaps(overlaps, comparison, looks, inches)

@@ -1,4 +1,4 @@
-"""The figure of spectral densities: two panels, one colour and one dash pattern a matrix."""
+"""The figure of spectral densities: two panels, with one colour and dash pattern for each matrix."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def density_figure(
 ) -> Figure:
     """Draw spectral densities above their cumulative distributions, with 95 % bands.
 
-    Between the two panels stand the eigenvalues that are known individually, with as many numbers as there is room for.
+    Between the two panels are the eigenvalues that are known individually, with numbers where there is room.
 
     Args:
         measures: spectral measures, or results of `spectra.density`, by name.
-        log: draw the eigenvalue axis in asinh scale; the legend then states the mass near zero. Otherwise a bulk that
-            is a small part of the axis is drawn a second time, enlarged.
+        log: draw eigenvalues on an asinh axis, and state the mass near zero in the legend. Without it, a bulk that is a
+            small part of the axis is drawn a second time, enlarged.
         title: the title, or None.
         width: the width in inches.
         thresholds: thresholds of stability, drawn as dashed lines where they lie among the eigenvalues or not far
-            above; None stands for a matrix without one.
+            above; None for a matrix without a threshold.
 
     Returns:
         The figure.
@@ -85,7 +85,7 @@ def density_figure(
 
 
 def _with_room(grid: np.ndarray, thresholds: Sequence[float], scale: float | None) -> np.ndarray:
-    """The grid, longer where a threshold lies beyond its end; even, or even in asinh(x / scale)."""
+    """The grid, extended to thresholds beyond its end; uniform in x, or in asinh(x / scale)."""
     last = 1.05 * max(thresholds, default=grid[-1])
     if last <= grid[-1]:
         return grid
@@ -127,7 +127,7 @@ def _draw_density(axes: Axes, measures: dict[str, SpectralMeasure], styles: dict
 
 
 def _sliver(measures: dict[str, SpectralMeasure], grid: np.ndarray) -> np.ndarray | None:
-    """All bulk nodes, if together they fill less than a tenth of the axis."""
+    """All bulk nodes if they fill less than a tenth of the axis, else None."""
     bulk = np.concatenate([_bulk(measure) for measure in measures.values()])
     return bulk if NOISE * np.abs(grid).max() < np.ptp(bulk) < 0.1 * np.ptp(grid) else None
 
@@ -135,7 +135,7 @@ def _sliver(measures: dict[str, SpectralMeasure], grid: np.ndarray) -> np.ndarra
 def _draw_enlarged(
     panels: tuple[Axes, Axes], measures: dict[str, SpectralMeasure], styles: dict[str, dict], bulk: np.ndarray
 ) -> None:
-    """The same two curves over the bulk alone, on the free side of each panel."""
+    """Draw the curves over the bulk alone in an inset on the free side of each panel."""
     low, high = bulk.min(), bulk.max()
     grid = np.linspace(low - 0.04 * (high - low), high + 0.04 * (high - low), 601)
     left, right = panels[0].get_xlim()
@@ -174,7 +174,7 @@ def _axis_label(scale: float | None, width: float) -> str:
 
 
 def _draw_known(rug: Axes, known: dict[str, np.ndarray], colours: dict[str, str]) -> None:
-    """One row a matrix: a mark at each known eigenvalue, largest values written where there is room."""
+    """Draw a row for each matrix: a mark at each known eigenvalue, and the largest values where there is room."""
     rug.set(ylim=(max(len(known), 1) - 0.5, -0.5), yticks=range(len(known)))
     figure = figure_of(rug)
     room = 0.25 * 72 * figure.get_figwidth()
@@ -191,7 +191,7 @@ def _draw_known(rug: Axes, known: dict[str, np.ndarray], colours: dict[str, str]
 
 
 def _write_values(rug: Axes, row: int, values: np.ndarray) -> None:
-    """Write values beside their marks, the largest magnitudes first, where no mark or text is in the way."""
+    """Write values beside their marks, largest magnitudes first, where they cover no mark or text."""
     size, gap, per_point = 6.5, 3.0, rug.figure.dpi / 72
     marks = rug.transData.transform(np.column_stack([values, np.full(values.size, row)]))[:, 0] / per_point
     window = rug.get_window_extent()

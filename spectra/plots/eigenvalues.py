@@ -1,4 +1,4 @@
-"""The figure of single eigenvalues by rank, several matrices or checkpoints side by side."""
+"""The figure of single eigenvalues by rank, with several matrices or checkpoints beside each other."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from spectra.plots.threshold import LOOK, entries, near
 
 SPREAD = 0.7  # of the step from rank to rank, which the points of one rank share
 LARGEST, SMALLEST = 4.2, 2.0  # markers, points
-LONGER = {  # what lengthens the bars, and its name on the axis
+LONGER = {  # attributes that lengthen the bars, with their names on the axis
     "sampling_errors": "standard error of the sample",
     "spread": "standard deviation over examples",
 }
 
 
 class Eigenvalues(Protocol):
-    """The interface of what is drawn: values (k,) and residuals (k,), as `spectra.Eigenpairs` has them.
+    """The interface of results to draw: values (k,) and residuals (k,), as in `spectra.Eigenpairs`.
 
-    Where there are `sampling_errors` (k,), of a matrix that is itself an estimate, they lengthen the bars; so does
-    `spread` (k,), the standard deviation over examples where the values are means over these.
+    Two optional attributes lengthen the error bars: `sampling_errors` (k,), where the matrix is itself an estimate, and
+    `spread` (k,), the standard deviation over examples, where the values are means over examples.
     """
 
     @property
@@ -55,7 +55,7 @@ def eigenvalue_figure(
         width: the width in inches.
         rank: the label of the horizontal axis.
         thresholds: thresholds of stability, drawn as dashed lines where they lie among the eigenvalues or not far
-            above; None stands for a matrix without one.
+            above; None for a matrix without a threshold.
 
     Returns:
         The figure.
@@ -104,7 +104,7 @@ def bars(found: Eigenvalues) -> np.ndarray:
 
 
 def named_bars(spectra: Collection[Eigenvalues]) -> str:
-    """What the error bars are, in words."""
+    """The name of the error bars on the axis."""
     held = [text for name, text in LONGER.items() if any(getattr(found, name, None) is not None for found in spectra)]
     return f"({' + '.join(['residual', *held])})" if held else "residual"
 

@@ -1,4 +1,4 @@
-"""Figures as files that are never half written."""
+"""Writing figures to files, each file replaced whole."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from spectra.plots.style import save_figure
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """Write the figure, replacing what is there at once. Raises SpectraError."""
+    """Write the figure as PNG, replacing an existing file atomically. Raises SpectraError."""
     write_atomically(path, lambda file: save_figure(figure, file, "png"))
 
 
 def draw_density(
     measures: dict[str, SpectralMeasure], path: Path, thresholds: Iterable[float | None] = (), log: bool = False
 ) -> None:
-    """Draw the spectral densities of named matrices, and write the figure; see `density_figure`."""
+    """Draw the spectral densities of named matrices and write the figure as PNG; see `density_figure`."""
     write_png(density_figure(measures, log=log, thresholds=thresholds), path)

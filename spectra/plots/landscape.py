@@ -83,13 +83,13 @@ def landscape_figures(record: Record, width: float = PAGE) -> dict[str, Figure]:
 
 
 def of(entry: Any, called: ShortNames) -> list[str]:
-    """The checkpoint of a result or a panel, where there are several."""
+    """The checkpoint of a result or a panel as a list, which is empty unless there are several checkpoints."""
     path = entry.of if isinstance(entry, Panel) else entry.checkpoint
     return [called.file(path)] if path else []
 
 
 def panels(record: Record, kind: str) -> list[Panel]:
-    """The lines or planes that have a loss to be drawn."""
+    """The lines or planes with a finite loss."""
     found = []
     for entry in record.results:
         known = {d.name: d for d in entry.directions}
@@ -101,13 +101,13 @@ def panels(record: Record, kind: str) -> list[Panel]:
 
 
 def numbers(values: Any) -> np.ndarray:
-    """The values as floats, with nan for what no axis can show."""
+    """The values as floats, with nan for values too large for an axis."""
     found = np.array(values, dtype=np.float64)
     return np.where(np.abs(found) < LARGEST, found, np.nan)
 
 
 def title(direction: Direction, called: ShortNames) -> str:
-    """A direction, and how much the loss bends along it or how long it is."""
+    """The name of a direction with its eigenvalue, or else with its length."""
     name = called(direction.name)
     if direction.eigenvalue is None:
         return f"{name}, |d| = {plain(direction.norm, 3)}"
@@ -206,7 +206,7 @@ def colour(place: int) -> str:
 
 
 def marker(place: int) -> str:
-    """The marker of a checkpoint among several, by which its lines are told apart in grey print."""
+    """The marker of a checkpoint among several, which distinguishes its lines in grey print."""
     return marker_style(place)["marker"]
 
 
@@ -292,7 +292,7 @@ def barrier_title(found: Any) -> str:
 
 
 def around_loss(axes: Axes, loss: np.ndarray, prediction: np.ndarray) -> None:
-    """Cut off a prediction that leaves the loss far behind; the axis is logarithmic where the loss explodes."""
+    """Limit the axis where the prediction goes far beyond the loss; it is logarithmic where the loss explodes."""
     low, high = np.nanmin(loss), np.nanmax(loss)
     if explodes(low, high):
         axes.set(yscale="log", ylim=(low / 1.5, 1.5 * high))
@@ -367,12 +367,12 @@ def plane_figure(planes: Sequence[Panel], called: ShortNames, width: float) -> F
 
 
 def alone(width: float, columns: int) -> float:
-    """The width of a figure of planes: of one plane on a page no more than is needed."""
+    """The width of a figure of planes, which is at most 4.8 inches for a single column of panels."""
     return width if columns > 1 else min(width, 4.8)
 
 
 def predicted(panels: Sequence[Panel]) -> bool:
-    """Whether something is predicted in any of the panels: not where buffers change on all ways."""
+    """Whether any of the panels has a prediction; a line along which buffers change has none."""
     return any(np.isfinite(numbers(panel.found.prediction)).any() for panel in panels)
 
 

@@ -76,7 +76,7 @@ def looks_of(results: Sequence[str]) -> Looks:
 def block_figure(
     results: dict[str, list[Block]], leading: dict[str, tuple[float, float] | None], width: float
 ) -> Figure:
-    """Draw numbers of each block, one row a block.
+    """Draw numbers of each block, with one row for each block.
 
     The panels show the share of the trace, the mean eigenvalue and the leading eigenvalue or, where no eigenvalues
     were computed, the saliency; then the share of the full matrix's leading eigenvector.
@@ -248,7 +248,7 @@ def small_multiples(results: dict[str, list[Block]], width: float) -> Figure:
 
 
 def has_density(block: Block) -> bool:
-    """Whether a density of each block was asked for, and all of it is finite."""
+    """Whether the block has a density and all of it is finite."""
     return block.nodes is not None and bool(np.isfinite(block.nodes).all())
 
 

@@ -47,4 +47,4 @@ def draw_noise(axes: Axes, scales: dict[str, NoiseScale], unit: str, width: floa
     axes.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
     legend_below(axes, width)
     dots = "; dots: noise scales" if any(scale.value is not None for scale in scales.values()) else ""
-    head(axes, f"gradient noise; shaded: 95 %{dots}", width)
+    head(axes, f"gradient noise\nshaded: 95 %{dots}", width)

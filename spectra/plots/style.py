@@ -1,7 +1,7 @@
-"""The style of all figures: sizes for a page, curves that differ in print too, the legend, the file.
+"""The style of all figures: sizes, line and marker styles, titles, legends, and files.
 
-Figures are drawn on `matplotlib.figure.Figure` under matplotlib's own defaults and `STYLE`: no window, no
-pyplot, no global settings read or changed.
+Figures are drawn on `matplotlib.figure.Figure` with matplotlib's defaults and `STYLE`, without pyplot or a window.
+Global settings are neither read nor changed.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ DASHES = (
     (0, (1, 3)),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-# A second round of colours meets other dashes and markers: two curves that share one differ by 12 or more in
-# CIE lightness (of 100), so that they differ in grey too. No other step leaves more; a third round has none.
+# The second round of colours has other dashes and markers: two curves that share a pattern differ by 12 or more in
+# CIE lightness (of 100), so that they differ in grey too. Other steps leave less; a third round would repeat both.
 STEP = 3
 MOST_CURVES = 2 * len(COLOURS)
 THICKEST, THINNEST = 2.4, 1.1  # points
@@ -60,7 +60,7 @@ NO_DATES = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"D
 
 
 class Figure(matplotlib.figure.Figure):
-    """A figure of matplotlib that shows itself in a notebook, which those of pyplot alone do."""
+    """A matplotlib figure that a notebook displays, as it displays figures of pyplot."""
 
     def _repr_png_(self) -> bytes:
         return png(self)
@@ -88,7 +88,7 @@ def _pattern(index: int) -> int:
 
 
 class Legend(NamedTuple):
-    """A legend above everything, its entries in as many columns and its title in as many lines as fit the page."""
+    """A legend above all panels, with as many columns, and its title in as many lines, as the width needs."""
 
     labels: list[str]
     columns: int
@@ -96,7 +96,7 @@ class Legend(NamedTuple):
     handle: float  # length of a sample, in font sizes
 
     def height(self) -> float:
-        """The height in inches that a figure must add which has room for one entry of two lines."""
+        """The height in inches to add to a figure that has room for one entry of two lines."""
         rows = math.ceil(len(self.labels) / self.columns)
         lines = rows * max(label.count("\n") + 1 for label in self.labels)
         title = self.title.count("\n") + 1 if self.title else 0
@@ -157,7 +157,7 @@ def label_below(figure: FigureBase, text: str, inches: float, size: float = 9) -
 
 
 def legend_below(axes: Axes, inches: float) -> None:
-    """Draw the legend of one panel, so many inches wide, below the label of its x-axis, where it covers no curve."""
+    """Draw the legend of a panel, so many inches wide, below the label of its x-axis, where it covers no curve."""
     handles, labels = axes.get_legend_handles_labels()
     below = ScaledTranslation(0, -BELOW, figure_of(axes).dpi_scale_trans)
     axes.legend(
@@ -176,17 +176,17 @@ def legend_below(axes: Axes, inches: float) -> None:
 
 
 def height_below(entries: int) -> float:
-    """The inches that `legend_below` takes for a legend of so many entries."""
+    """The height in inches that `legend_below` needs for so many entries."""
     return 1.4 * SMALL * entries / 72
 
 
 def text_width(text: str, size: float) -> float:
-    """The width of a text in points; mathematics between dollars is measured as it is set."""
+    """The width of a text in points, with mathtext between dollar signs as rendered."""
     return TextPath((0, 0), text, size=size).get_extents().width if text.strip() else 0.0
 
 
 def shortened(names: Sequence[str], points: float, size: float) -> list[str]:
-    """Names that are too long, cut where they stay different if they can; formulas are left whole."""
+    """The names, with long ones cut at the place that keeps them different where possible; formulas are not cut."""
     best: list[str] = []
     for head in (0.5, 0.75, 0.25, 1.0, 0.0):
         cut = [_cut(name, points, size, head) for name in names]
@@ -197,7 +197,7 @@ def shortened(names: Sequence[str], points: float, size: float) -> list[str]:
 
 
 def _cut(text: str, points: float, size: float, head: float) -> str:
-    """`text` without a part, of which the share `head` of what is kept lies before."""
+    """`text` with a part replaced by an ellipsis so that it fits; the share `head` of the rest is before that."""
     whole = text_width(text, size)
     if whole <= points or text.count("$") > 1:
         return text
@@ -210,7 +210,7 @@ def _cut(text: str, points: float, size: float, head: float) -> str:
 
 
 def wrapped(text: str, points: float, size: float) -> str:
-    """The text in lines of at most so many points."""
+    """The text broken into lines of at most so many points."""
     lines = []
     for paragraph in text.split("\n"):
         lines.append("")
@@ -236,7 +236,7 @@ def in_lines(names: Sequence[str], inches: float, size: float) -> list[str]:
 
 
 def figure_of(axes: Axes) -> matplotlib.figure.Figure:
-    """The figure that the axes are drawn in, itself no part of another."""
+    """The figure of axes that are not in a subfigure."""
     return cast(matplotlib.figure.Figure, axes.figure)
 
 

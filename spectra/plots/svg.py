@@ -1,4 +1,4 @@
-"""A figure as SVG of a size that a mail can carry: the same picture to a twentieth of a point."""
+"""Figures as SVG small enough for a mail, accurate to a twentieth of a point."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINES = re.compile(r"M (\S+) (\S+) \n(L (\S+) (\S+) \n)+(z\n?)?")
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG without prologue, comments, indentation, and points of curves that nobody could see."""
+    """The figure as SVG without prologue, comments, indentation, and invisible detail of curves."""
     save_figure(figure, file := io.BytesIO(), "svg")
     text = file.getvalue().decode()
     text = renamed(PATH.sub(lambda path: f' d="{shortened(path[1])}"', text[text.index("<svg") :]))
@@ -24,9 +24,9 @@ def svg(figure: Figure) -> bytes:
 
 
 def renamed(text: str) -> str:
-    """The SVG with short names in the order in which they appear, without those that nothing refers to.
+    """The SVG with short ids, numbered in order, and without ids that nothing refers to.
 
-    Matplotlib's are hashes of positions, of which the last digits differ between two drawings of one figure.
+    Matplotlib's ids are hashes of positions, and the last digits of positions differ between two drawings of a figure.
     """
     referred = set(re.findall(r"#([\w.-]+)", text))
     names = [name for name in re.findall(r' id="([^"]*)"', text) if name in referred]
@@ -36,7 +36,7 @@ def renamed(text: str) -> str:
 
 
 def shortened(path: str) -> str:
-    """The path with coordinates to a hundredth of a point, and of straight lines only what is needed."""
+    """The path with coordinates to a hundredth of a point, and without needless points of straight lines."""
     if LINES.fullmatch(path):
         points = np.array(re.findall(r"[ML] (\S+) (\S+)", path), dtype=np.float64)
         path = "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points[needed(points)]) + "z" * path.strip().endswith("z")
@@ -44,9 +44,9 @@ def shortened(path: str) -> str:
 
 
 def needed(points: np.ndarray) -> np.ndarray:
-    """Which points (n, 2) of a line to keep, so that none is farther than `TOLERANCE` from it.
+    """A mask (n,) of points (n, 2) to keep, so that no point is farther than `TOLERANCE` from the line.
 
-    Douglas, Peucker 1973: where the farthest point from the chord is too far, it is kept, and divides the line.
+    Douglas, Peucker 1973: if the farthest point from the chord is too far, it is kept and divides the line.
     """
     kept = np.zeros(len(points), dtype=bool)
     kept[[0, -1]] = True
@@ -63,7 +63,7 @@ def needed(points: np.ndarray) -> np.ndarray:
 
 
 def distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The distances (n,) of points (n, 2) from the segment between two others."""
+    """The distances (n,) of points (n, 2) from the segment between two points."""
     along = end - start
     share = np.clip((points - start) @ along / max(along @ along, np.finfo(float).tiny), 0, 1)
     return np.linalg.norm(points - start - share[:, None] * along, axis=1)

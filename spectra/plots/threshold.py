@@ -1,4 +1,4 @@
-"""The threshold of stability of an optimizer, as a marked line among eigenvalues."""
+"""The threshold of stability of an optimizer, drawn as a line among eigenvalues."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from matplotlib.lines import Line2D
 
 from spectra.records.precondition import number
 
-NEAR = 2.0  # times the largest eigenvalue: a threshold beyond that would squeeze what is drawn
+NEAR = 2.0  # times the largest eigenvalue: a threshold beyond would compress the rest of the figure
 LOOK: dict[str, Any] = {"color": "0.3", "linestyle": (0, (4, 2)), "linewidth": 1.0, "zorder": 2}
 
 
 def near(thresholds: Iterable[float | None], largest: float) -> list[float]:
-    """The thresholds, each once, that lie among eigenvalues up to `largest`, or not far above."""
+    """The distinct thresholds that lie among eigenvalues up to `largest`, or not far above."""
     return sorted({value for value in thresholds if value is not None and 0 < value <= NEAR * largest})
 
 

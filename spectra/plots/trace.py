@@ -1,4 +1,4 @@
-"""The figure of traces: one row a matrix or checkpoint."""
+"""The figure of traces, with one row for each matrix or checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trace_figure(
 
     Args:
         traces: estimates, or results of `spectra.trace`, by name.
-        log: draw magnitudes on a logarithmic axis; markers of negative values are hollow, and zeros are named.
+        log: draw magnitudes on a logarithmic axis; negative values have hollow markers, and zeros a note.
         title: the title, or None.
         width: the width in inches.
 
