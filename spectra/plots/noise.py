@@ -30,16 +30,16 @@ def draw_noise(axes: Axes, scales: dict[str, NoiseScale], unit: str, width: floa
     ends = [end for scale in scales.values() for end in (scale.lower, scale.value, scale.upper) if end]
     batch = np.geomspace(max(1.0, min(ends) / 10**LEFT), max(10.0, max(ends) * 10**RIGHT), POINTS)
     for i, (name, scale) in enumerate(scales.items()):
-        look = line_style(i, len(scales))
+        style = line_style(i, len(scales))
         high = batch / (batch + (scale.lower or 0.0))
         low = np.zeros_like(batch) if scale.upper is None else batch / (batch + scale.upper)
         label = settable(name if name == "simple" else f"full, {name}")
-        bound = "" if scale.value is not None else ", at most"
-        axes.fill_between(batch, low, high, color=look["color"], alpha=0.15 if scale.value else 0.08, linewidth=0)
+        bound = "" if scale.value is not None else " (upper bound)"
+        axes.fill_between(batch, low, high, color=style["color"], alpha=0.15 if scale.value else 0.08, linewidth=0)
         line = high if scale.value is None else batch / (batch + scale.value)
-        axes.plot(batch, line, label=f"{label}{bound}", **look)
+        axes.plot(batch, line, label=f"{label}{bound}", **style)
         if scale.value is not None:
-            axes.plot(scale.value, 0.5, "o", color=look["color"], markersize=5, markeredgecolor="white", zorder=8)
+            axes.plot(scale.value, 0.5, "o", color=style["color"], markersize=5, markeredgecolor="white", zorder=8)
     axes.axhline(0.5, color="0.6", linewidth=0.7, zorder=1)
     axes.set(xscale="log", xlim=(batch[0], batch[-1]), ylim=(0, 1.02), xlabel=f"batch size ({unit}s)")
     axes.set_ylabel("progress of a step")
@@ -47,4 +47,4 @@ def draw_noise(axes: Axes, scales: dict[str, NoiseScale], unit: str, width: floa
     axes.set_yticks([0.0, 0.25, 0.5, 0.75, 1.0])
     legend_below(axes, width)
     dots = "; dots: noise scales" if any(scale.value is not None for scale in scales.values()) else ""
-    head(axes, f"gradient noise\nshaded: 95 %{dots}", width)
+    head(axes, f"gradient noise\nshaded: 95 % interval{dots}", width)
