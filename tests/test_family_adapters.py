@@ -443,7 +443,7 @@ def test_names_of_models_and_packages_are_not_followed(changes, monkeypatch):
 def test_without_peft_it_says_what_to_install(monkeypatch):
     adapter("last", named("build"), target_modules=["fc"])
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with refused("`checkpoint` last", "PEFT adapter", 'pip install "loss-spectra[transformers]"'):
+    with refused("`checkpoint` last", "PEFT adapter", "pip install peft"):
         load_checkpoint(named("build"), "last")
 
 

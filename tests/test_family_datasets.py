@@ -195,7 +195,7 @@ def test_columns_that_cannot_be():
 def test_the_package_is_asked_for(monkeypatch):
     quietly(table(), "saved")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(SpectraError, match=r'pip install "loss-spectra\[transformers\]"'):
+    with pytest.raises(SpectraError, match=r"pip install datasets"):
         load_data("saved", None, 0)
 
 

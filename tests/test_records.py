@@ -153,7 +153,7 @@ def test_a_dataframe_has_a_row_for_each_eigenvalue(tmp_path):
 
 def test_without_pandas_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(spectra.SpectraError, match=r"^pandas is not installed; .*loss-spectra\[pandas\]'$"):
+    with pytest.raises(spectra.SpectraError, match=r"^pandas is not installed; .*: pip install pandas$"):
         saved(tmp_path, eig()).to_dataframe()
 
 

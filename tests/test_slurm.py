@@ -17,7 +17,7 @@ from sweeps import TASKS, calls, change, make_home, states, wait, waiting
 from spectra.cli import run
 
 pytestmark = pytest.mark.skipif(  # not imported: as it is, it reads the signal, which our code sets before
-    find_spec("submitit") is None, reason="sweeps on Slurm need submitit: pip install 'loss-spectra[slurm]'"
+    find_spec("submitit") is None, reason="sweeps on Slurm need submitit: pip install submitit"
 )
 
 PROGRAMS = {
@@ -155,7 +155,7 @@ def test_missing_submitit_is_one_line(home, sweep, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     status, out, err = sweep("run")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "pip install 'loss-spectra[slurm]'" in err
+    assert "pip install submitit" in err
 
 
 def job(home: Path) -> subprocess.Popen:

@@ -129,7 +129,7 @@ def _peft(folder: Path, kind: str) -> Any:
             import peft
             import peft.mapping
     except ImportError as error:
-        text = f'it is a PEFT adapter, which needs peft ({describe(error)}); pip install "loss-spectra[transformers]"'
+        text = f"it is a PEFT adapter, which needs peft ({describe(error)}); install it with: pip install peft"
         raise input_error(OPTION, folder, text) from error
     if kind not in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING:
         text = f"it is a PEFT adapter of type {kind}, which peft {peft.__version__} does not have; pip install -U peft"

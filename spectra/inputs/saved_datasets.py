@@ -21,7 +21,7 @@ from spectra.inputs.spec import input_error, suggest
 
 OPTION = "`data`"
 ONE, SEVERAL = "state.json", "dataset_dict.json"  # the file that marks a folder of one data set, or of several
-INSTALL = 'install the package that reads it: pip install "loss-spectra[transformers]"'
+INSTALL = "the package datasets is not installed; install it with: pip install datasets"
 PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "labels": -100, "loss_mask": 0, "weights": 0}
 
 

@@ -24,7 +24,7 @@ OPTION = "`data`"
 TEXT = "text:"
 BYTES = "bytes"
 OPTIONS = ("length", "stride", "tokenizer")
-INSTALL = 'install the package that reads it, pip install "loss-spectra[transformers]", or take tokenizer=bytes'
+INSTALL = "run pip install transformers, or use tokenizer=bytes"
 
 
 def tokens(name: str, options: dict[str, Any], wanted: Wanted) -> NamedData:

@@ -16,7 +16,7 @@ from spectra.quoting import foreign
 
 OPTION = "`model`"
 PREFIX = "timm:"
-INSTALL = 'the package timm is not installed; install it with pip install "loss-spectra[timm]"'
+INSTALL = "the package timm is not installed; install it with pip install timm"
 FILES = ("checkpoint_path", "cache_dir")  # and whatever begins with `pretrained`
 WAY_OUT = "weights are not downloaded; download the file yourself, and give it as `checkpoint`"
 

@@ -30,7 +30,7 @@ from spectra.wording import counted
 
 OPTION = "`model`"
 PREFIX = "transformers:"
-INSTALL = 'the package transformers is not installed; install it with pip install "loss-spectra[transformers]"'
+INSTALL = "the package transformers is not installed; install it with pip install transformers"
 DOWNLOAD = "models are not downloaded here: run `hf download {} --local-dir FOLDER`, and write {}?path=FOLDER"
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -14,7 +14,7 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers.logger import DummyLogger
 except ImportError as error:
-    text = 'the package lightning is not installed; install it with pip install "loss-spectra[lightning]"'
+    text = "the package lightning is not installed; install it with pip install lightning"
     raise ImportError(f"spectra.integrations.lightning: {text}") from error
 
 COMPILED = ("forward", "training_step")  # methods that torch.compile replaces in a LightningModule

@@ -19,7 +19,7 @@ from spectra.problem.model_loss import ignored
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
-    text = 'the package transformers is not installed; install it with pip install "loss-spectra[transformers]"'
+    text = "the package transformers is not installed; install it with pip install transformers"
     raise ImportError(f"spectra.integrations.transformers: {text}") from error
 
 AUTOCAST = "ConvertOutputsToFp32"  # accelerate's wrapper of a forward pass in mixed precision

@@ -111,7 +111,7 @@ class Record(Stored):
         try:
             import pandas
         except ImportError as error:
-            text = "pandas is not installed; install it with: pip install 'loss-spectra[pandas]'"
+            text = "pandas is not installed; install it with: pip install pandas"
             raise SpectraError(text) from error
         return pandas.DataFrame(list(self.rows()))
 

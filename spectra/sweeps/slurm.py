@@ -61,7 +61,7 @@ def submit(plan: Plan, tasks: Sequence[Task]) -> dict[str, str]:
         import submitit
         from submitit.core.utils import FailedJobError
     except ImportError as error:
-        text = "needs submitit, which is not installed; install it with: pip install 'loss-spectra[slurm]'"
+        text = "needs submitit, which is not installed; install it with: pip install submitit"
         raise SpectraError(f'PLAN {plan.path}: [run] on = "slurm" {text}') from error
     if not (shutil.which("sbatch") and shutil.which("srun")):
         text = 'needs sbatch and srun, which this machine lacks; use a login node, or write on = "local"'
