@@ -76,14 +76,18 @@ def chosen_generator(seed: int, generator: torch.Generator | None) -> torch.Gene
         require_integer("seed", seed, 0, LARGEST_SEED)
         return torch.Generator().manual_seed(seed)
     if not isinstance(generator, torch.Generator):
-        raise wrong("generator", type(generator).__name__, "a torch.Generator, or a `seed` instead")
+        raise wrong("generator", type(generator), "a torch.Generator, or a `seed` instead")
     if generator.device.type != "cpu":
-        raise wrong(
-            "generator", f"on {generator.device}", "a generator on the CPU: it draws the same numbers for every device"
+        raise ArgumentError(
+            f"`generator`: expected a generator on the CPU, got one on {generator.device}; one on the CPU draws the "
+            "same numbers for every device"
         )
     return generator
 
 
 def wrong(name: str, came: object, allowed: str) -> ArgumentError:
-    """Return the error for a wrong argument: its name, what came, and what is allowed."""
-    return ArgumentError(f"`{name}` {quoted(came, 60)}: give {allowed}")
+    """Return the error for a wrong argument: its name, the value or the type that came, and what is allowed."""
+    if isinstance(came, type):
+        return ArgumentError(f"`{name}`: expected {allowed}, got {'None' if came is type(None) else came.__name__}")
+    shown = repr(came) if isinstance(came, str) else came
+    return ArgumentError(f"`{name}` {quoted(shown, 60)}: expected {allowed}")

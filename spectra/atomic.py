@@ -22,8 +22,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     try:
         replace_file(path, write)
     except OSError as error:
-        way_out = "free some space, or give another path" if error.errno == errno.ENOSPC else "give another path"
-        raise SpectraError(f"`out` {path}: cannot be written ({reason(error)}); {way_out}") from error
+        raise unwritable(path, error, "give another path") from error
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -72,6 +71,12 @@ def remove_abandoned(directory: Path, chosen: Callable[[str], bool]) -> None:
 def without_waiting(path: str, flags: int) -> int:
     """Open a file for `open(..., opener=...)` without following a link or waiting for a pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
+def unwritable(path: Path, error: OSError, way_out: str) -> SpectraError:
+    """Return the error for a file that cannot be written; a full disk gives a second way out."""
+    space = "free some space, or " if error.errno == errno.ENOSPC else ""
+    return SpectraError(f"`out` {path}: cannot be written ({reason(error)}); {space}{way_out}")
 
 
 def reason(error: Exception) -> str:

@@ -71,6 +71,7 @@ from spectra.steps.run import step as steps
 from spectra.surfaces.landscape import Grid
 from spectra.surfaces.names import named as directions_named
 from spectra.surfaces.run import LandscapeSettings, landscapes
+from spectra.wording import dtype_name
 
 ENDS = ("LM", "LA", "SA", "BE")
 OF_STEPS = ("hessian", "ggn")  # the default matrices of a step
@@ -696,7 +697,7 @@ def problem_of(
         raise SpectraError(f"`model`: expected a module, a name or a Problem, got {came}")
     device, dtype = choose_place(model, checked.get("device"), checked.get("dtype"))
     loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
-    kind = str(dtype).removeprefix("torch.")
+    kind = dtype_name(dtype)
     recorded = {name: checked.get(name, default) for name, default in DEFAULTS.items()}
     recorded |= {"params": list(recorded["params"]), "dtype": kind, "device": str(checked.get("device") or "auto")}
     if isinstance(model, str):

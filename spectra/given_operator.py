@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectra.arguments import wrong
 from spectra.entries import refuse_entries
 from spectra.errors import ArgumentError, SpectraError
 from spectra.quoting import quoted
+from spectra.wording import dtype_name
 
 KNOWN = (
     "a NumPy array, a torch.Tensor, a SciPy sparse matrix or LinearOperator, a pair (n, function), or an operator with "
@@ -77,7 +79,7 @@ def as_operator(
         return of_dtype(found, argument, dtype)
     if hasattr(value, "__array__") and hasattr(value, "shape"):
         return of_array(np.asarray(value), argument, dtype, symmetric, tell)
-    raise ArgumentError(f"`{argument}` of type {type(value).__name__}: give {KNOWN}")
+    raise wrong(argument, type(value), KNOWN)
 
 
 def is_operator(value: Any) -> bool:
@@ -96,23 +98,23 @@ def refuse_shape(shape: Any, argument: str) -> None:
     shape = tuple(shape)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
         shown = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-        raise ArgumentError(f"`{argument}` of shape {shown}: give a square matrix, (n, n) with n >= 1")
+        raise ArgumentError(f"`{argument}`: expected a square matrix, (n, n) with n >= 1, got the shape {shown}")
 
 
 def refuse_kind(dtype: torch.dtype, argument: str) -> None:
     """Raise ArgumentError unless products are in real floating-point numbers of 32 bits or more."""
     if dtype.is_complex:
-        raise ArgumentError(f"`{argument}` of {dtype}: the matrix is complex; {NOT_COMPLEX}")
+        raise ArgumentError(f"`{argument}`: the matrix is complex ({dtype}); {NOT_COMPLEX}")
     if not dtype.is_floating_point:
-        raise ArgumentError(f"`{argument}` of {dtype}: give a matrix of real floating-point numbers")
+        raise ArgumentError(f"`{argument}`: expected real floating-point numbers, got {dtype}")
     if dtype in WIDER:
-        raise ArgumentError(f"`{argument}` of {dtype}: too coarse for eigenvalues; multiply in {WIDER[dtype]}")
+        raise ArgumentError(f"`{argument}`: {dtype} is too coarse for eigenvalues; multiply in {WIDER[dtype]}")
 
 
 def of_dtype(operator: Any, argument: str, dtype: torch.dtype | None) -> Any:
     """Return an operator that is known by its products. Raises ArgumentError where another dtype is asked for."""
     if dtype not in (None, operator.dtype):
-        own, asked = (str(kind).removeprefix("torch.") for kind in (operator.dtype, dtype))
+        own, asked = (dtype_name(kind) for kind in (operator.dtype, dtype))
         raise ArgumentError(f"`dtype` {asked}: this operator multiplies vectors of {own}; leave `dtype` out")
     return operator
 
@@ -121,10 +123,10 @@ def of_tensor(tensor: Tensor, argument: str, dtype: torch.dtype | None, symmetri
     """Convert a torch tensor to a dense tensor, or to a sparse one in CSR form."""
     refuse_shape(tensor.shape, argument)
     if tensor.dtype.is_complex:
-        raise ArgumentError(f"`{argument}` of {tensor.dtype}: the matrix is complex; {NOT_COMPLEX}")
+        raise ArgumentError(f"`{argument}`: the matrix is complex ({tensor.dtype}); {NOT_COMPLEX}")
     if tensor.is_meta or tensor.is_quantized:
         kind = "is on the meta device" if tensor.is_meta else "is quantized"
-        raise ArgumentError(f"`{argument}` {kind}: give an ordinary tensor with values")
+        raise ArgumentError(f"`{argument}`: the tensor {kind}; give an ordinary tensor with values")
     kind = dtype or WIDER.get(tensor.dtype, tensor.dtype if tensor.dtype.is_floating_point else torch.float64)
     if kind != tensor.dtype:
         tell(converted(tensor.dtype, kind))
@@ -151,7 +153,7 @@ def of_array(array: np.ndarray, argument: str, dtype: torch.dtype | None, symmet
     """Convert a NumPy array to a dense tensor, which shares its memory where torch has its dtype."""
     if isinstance(array, np.ma.MaskedArray):
         if np.ma.is_masked(array):
-            raise ArgumentError(f"`{argument}`: has masked entries; fill them, e.g. by .filled(0)")
+            raise ArgumentError(f"`{argument}`: it has masked entries; fill them, e.g. by .filled(0)")
         array = array.data
     array = np.asarray(array)
     refuse_shape(array.shape, argument)
@@ -171,9 +173,9 @@ def of_array(array: np.ndarray, argument: str, dtype: torch.dtype | None, symmet
 def of_numbers(array: Any, argument: str, dtype: torch.dtype | None) -> tuple[Any, np.dtype]:
     """Return an array of real numbers, and the dtype in which it is multiplied. Raises ArgumentError."""
     if array.dtype.kind == "c":
-        raise ArgumentError(f"`{argument}` of {array.dtype}: the matrix is complex; {NOT_COMPLEX}")
+        raise ArgumentError(f"`{argument}`: the matrix is complex ({array.dtype}); {NOT_COMPLEX}")
     if array.dtype.kind not in "biuf":
-        raise ArgumentError(f"`{argument}` of dtype {quoted(array.dtype, 40)}: give a matrix of real numbers")
+        raise ArgumentError(f"`{argument}`: expected a matrix of real numbers, got dtype {quoted(array.dtype, 40)}")
     if dtype is not None:
         return array, as_numpy(dtype)
     own = array.dtype.newbyteorder("=")
@@ -190,7 +192,7 @@ def as_numpy(dtype: torch.dtype) -> np.dtype:
 
 def converted(before: Any, after: Any) -> str:
     """The note on a conversion of entries from one dtype to another."""
-    names = [str(kind).removeprefix("torch.") for kind in (before, after)]
+    names = [dtype_name(kind) for kind in (before, after)]
     return f"its entries of {names[0]} were converted to {names[1]}"
 
 
@@ -275,7 +277,7 @@ def dtype_of(value: Any, argument: str) -> np.dtype | torch.dtype:
         return own
     own = np.dtype(own)
     if own.kind == "c":
-        raise ArgumentError(f"`{argument}` of {own}: the matrix is complex; {NOT_COMPLEX}")
+        raise ArgumentError(f"`{argument}`: the matrix is complex ({own}); {NOT_COMPLEX}")
     return own if own in FLOATS else np.dtype(np.float64)
 
 
@@ -334,7 +336,7 @@ class Products:
         product = found.detach().cpu() if isinstance(found, Tensor) else np.asarray(found)
         real = not product.is_complex() if isinstance(product, Tensor) else product.dtype.kind in "biuf"
         if not real or tuple(product.shape) != tuple(vectors.shape):
-            kind = str(product.dtype).removeprefix("torch.")
+            kind = dtype_name(product.dtype)
             came = type(found).__name__ if kind == "object" else f"{kind} of shape {tuple(product.shape)}"
             raise SpectraError(
                 f"`operator`: the product of a vector of shape {tuple(vectors.shape)} by {self.what} is {came}; "

@@ -131,7 +131,7 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     if repeat > allowed:
         raise SpectraError(
             f"the matrix changes from product to product (by {repeat:.1e} of its size): possible causes are dropout, "
-            "BatchNorm on batch statistics, or other randomness in the model's forward; make it deterministic, as "
+            "BatchNorm on batch statistics, or random numbers drawn in forward; make it deterministic, as "
             "model.eval() does"
         )
     if asymmetry > allowed:

@@ -19,6 +19,11 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
+def dtype_name(dtype: object) -> str:
+    """The name of a torch dtype without `torch.`, such as float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def short_paths(paths: Sequence[str]) -> dict[str, str]:
     """Shorten paths: without the folders that all share, and without suffixes where names stay distinct."""
     every = list(dict.fromkeys(paths))

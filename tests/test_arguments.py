@@ -170,13 +170,13 @@ def test_right_arguments_are_taken(function):
 
 
 def test_the_message_says_what_came_and_what_is_allowed():
-    with pytest.raises(ArgumentError, match=r"^`k` 0: give an integer of 1 or more$"):
+    with pytest.raises(ArgumentError, match=r"^`k` 0: expected an integer of 1 or more$"):
         spectra.eigenpairs(A, 0)
-    with pytest.raises(ArgumentError, match=r"^`which` SM: give one of LM, LA, SA, BE$"):
+    with pytest.raises(ArgumentError, match=r"^`which` 'SM': expected one of LM, LA, SA, BE$"):
         spectra.eigenpairs(A, 1, which="SM")
-    with pytest.raises(ArgumentError, match=r"^`tolerance` nan: give a number >= 0$"):
+    with pytest.raises(ArgumentError, match=r"^`tolerance` nan: expected a number >= 0$"):
         spectra.eigenpairs(A, 1, tolerance=math.nan)
-    with pytest.raises(ArgumentError, match=r"^`operator` of shape \(2, 3\): give a square matrix"):
+    with pytest.raises(ArgumentError, match=r"^`operator`: expected a square matrix, .*, got the shape \(2, 3\)$"):
         spectra.xtrace(torch.ones(2, 3))
 
 

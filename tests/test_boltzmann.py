@@ -282,8 +282,8 @@ W = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
         (lambda: BoltzmannMachine(W, torch.zeros(2).double()), "`biases` of torch.float64"),
         (lambda: BoltzmannMachine(W, hidden=2), "`hidden` 2"),
         (lambda: BoltzmannMachine(W, temperature=0.0), "`temperature` 0"),
-        (lambda: BoltzmannMachine(W, energy_sign="down"), "`energy_sign` down: give one of plus, minus"),
-        (lambda: BoltzmannMachine(W, units="real"), "`units` real: give one of binary, spin"),
+        (lambda: BoltzmannMachine(W, energy_sign="down"), "`energy_sign` 'down': expected one of plus, minus"),
+        (lambda: BoltzmannMachine(W, units="real"), "`units` 'real': expected one of binary, spin"),
         (
             lambda: BoltzmannMachine(W, hidden=1).hessian(),
             "`data` None: a machine with hidden units needs visible states",

@@ -276,7 +276,7 @@ def test_models_that_are_compiled_already(graphs_compiled):
 
 
 def test_compile_is_true_false_or_none():
-    with pytest.raises(SpectraError, match=r"^`compile` yes: give True, False or None$"):
+    with pytest.raises(SpectraError, match=r"^`compile` 'yes': expected True, False or None$"):
         spectra.eig(nn.Linear(3, 3), nn.CrossEntropyLoss(), (X.float(), Y), compile="yes")
 
 

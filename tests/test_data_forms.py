@@ -758,7 +758,7 @@ WRONG = {
     "three": ([(torch.ones(3),) * 3], r"every batch has to be a pair \(x, y\).* needs a loss of \(model, batch\)"),
     "words": ([(torch.ones(3, 2), ["a", "b", "c"])], "y holds a str|y is a list"),
     "ragged": ([(torch.ones(3, 2), [[1, 2], [3]])], "x and y of batch 0 of list have shapes"),
-    "mapping": ({"x": 1}, "dict cannot be read as data"),
+    "mapping": ({"x": 1}, "`data`: expected a DataLoader, .*, got dict"),
     "identifiers": (
         {"x": torch.ones(2, 3), "id": ["a", "b"]},
         r"dict holds id of type list beside tensors; leave it out, .*\[batch\]",

@@ -508,7 +508,10 @@ def test_tensors_from_elsewhere_are_refused():
         (lambda: Equilibrium(Unit(0.5), "3"), "`state`"),
         (lambda: Equilibrium(Unit(0.5), 1, tolerance=0), "`tolerance`"),
         (lambda: Equilibrium(Unit(0.5), 1, iterations=0), "`iterations`"),
-        (lambda: Equilibrium(Unit(0.5), 1, method="newton"), "`method` newton: give one of relaxation, anderson"),
+        (
+            lambda: Equilibrium(Unit(0.5), 1, method="newton"),
+            "`method` 'newton': expected one of relaxation, anderson",
+        ),
         (lambda: RecurrentNetwork(5, 4, 1), "`inputs`"),
     ],
 )

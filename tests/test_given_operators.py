@@ -182,20 +182,20 @@ LARGE = np.eye(BLOCK + 60)
 MANY = sparse.random_array((300, 300), density=0.02, rng=np.random.default_rng(0))
 SPARSE = sparse.csr_array(MANY + MANY.T)
 REFUSED = {
-    "shape": (np.ones((3, 4)), "of shape (3, 4): give a square matrix"),
-    "one dimension": (np.ones(3), "of shape (3,): give a square matrix"),
-    "empty": (np.zeros((0, 0)), "of shape (0, 0): give a square matrix"),
-    "sparse shape": (sparse.csr_array((2, 5)), "of shape (2, 5)"),
-    "operator's shape": (LinearOperator((2, 5), matvec=lambda v: v, dtype=float), "of shape (2, 5)"),
+    "shape": (np.ones((3, 4)), "got the shape (3, 4)"),
+    "one dimension": (np.ones(3), "expected a square matrix, (n, n) with n >= 1, got the shape (3,)"),
+    "empty": (np.zeros((0, 0)), "got the shape (0, 0)"),
+    "sparse shape": (sparse.csr_array((2, 5)), "got the shape (2, 5)"),
+    "operator's shape": (LinearOperator((2, 5), matvec=lambda v: v, dtype=float), "got the shape (2, 5)"),
     "complex": (
         A + 0j,
-        "the matrix is complex; give its real part if the imaginary part is zero, else [[Re, -Im], [Im, Re]]",
+        "the matrix is complex (complex128); give its real part if the imaginary part is zero, else [[Re, -Im], [Im, Re]]",
     ),
     "complex tensor": (torch.eye(2) + 0j, "is complex"),
     "complex sparse": (SPARSE.astype(complex), "is complex"),
     "complex operator": (LinearOperator((2, 2), matvec=lambda v: v, dtype=complex), "is complex"),
-    "objects": (A.astype(object), "of dtype object: give a matrix of real numbers"),
-    "text": (np.array([["a"]]), "give a matrix of real numbers"),
+    "objects": (A.astype(object), "expected a matrix of real numbers, got dtype object"),
+    "text": (np.array([["a"]]), "expected a matrix of real numbers, got dtype <U1"),
     "masked": (np.ma.array(A, mask=np.eye(N, dtype=bool)), "has masked entries; fill them"),
     "nan": (off(A, 7, 2, np.nan), "1 entry of the matrix is not finite, the first at row 8, column 3"),
     "infinite": (
@@ -209,10 +209,10 @@ REFUSED = {
     ),
     "asymmetric, in another tile": (off(LARGE, 2, BLOCK + 3, 0.5), f"by 0.5 at row 3, column {BLOCK + 4:,}"),
     "asymmetric sparse": (sparse.csr_array(off(np.eye(4), 0, 2, 0.25)), "by 0.25 at row 1, column 3"),
-    "list": ([[1.0]], "of type list: give a NumPy array, a torch.Tensor, a SciPy sparse matrix"),
-    "nothing": (None, "of type NoneType"),
+    "list": ([[1.0]], "expected a NumPy array, a torch.Tensor, a SciPy sparse matrix"),
+    "nothing": (None, "got None"),
     "size": ((2.5, sized), "2.5 is not a valid size"),
-    "shape of a pair": (((3, 4), sized), "of shape (3, 4)"),
+    "shape of a pair": (((3, 4), sized), "got the shape (3, 4)"),
 }
 
 
@@ -327,7 +327,7 @@ returns_nothing.size = 4
     ("given", "message"),
     [
         (halves, "too coarse for eigenvalues; multiply in torch.float32"),
-        ((-3, lambda v: v), r"of shape \(-3, -3\)"),
+        ((-3, lambda v: v), r"got the shape \(-3, -3\)"),
         (torch.zeros(3, 3, device="meta"), "is on the meta device"),
         (1e-200 * A, "the largest entry 1.7e-200 is not between 1e-100 and 1e.100"),
         (1e200 * A, "the largest entry 1.7e.200 is not between"),

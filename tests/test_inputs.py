@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import hashlib
 import importlib.util
+import os
 import pathlib
 import pickle
 import random
@@ -312,11 +313,13 @@ def test_malformed_options_are_refused(text):
 @pytest.mark.parametrize(
     ("option", "came", "told"),
     [
-        ("model", 3, "`model` int: expected a name (a string)"),
-        ("data", 3, "`data`: int cannot be read as data"),
+        ("model", 3, "`model`: expected a name (a string), got int"),
+        ("data", None, "got None"),
+        ("loss", None, "got None"),
+        ("data", 3, "`data`: expected a DataLoader, batches (x, y), tensors (x, y), or a name, got int"),
         ("data", torch.ones(3), "`data`: batch 0 of Tensor is a Tensor"),
-        ("data", {"x": 1}, "`data`: dict cannot be read as data"),
-        ("loss", 3, "`loss`: int is not a loss"),
+        ("data", {"x": 1}, "`data`: expected a DataLoader, batches (x, y), tensors (x, y), or a name, got dict"),
+        ("loss", 3, "`loss`: expected a loss or a function (output, target), got int"),
         ("loss", nn.CrossEntropyLoss, "`loss`: CrossEntropyLoss is not a loss; call it first"),
         ("dtype", "float16", "`dtype` float16: it is not supported; choose from float32, float64"),
         ("device", "nowhere", "`device` nowhere: is not available"),
@@ -340,6 +343,11 @@ def test_files_of_one_name_in_two_folders_differ(here):
         (here / folder).mkdir()
         (here / folder / "same.py").write_text(f"value = {value}\n")
     assert [resolve(f"{folder}/same.py:value", "`model`") for folder in "ab"] == [1, 2]
+
+
+def test_data_with_a_name_that_is_too_long_for_a_file():
+    with refused("it is not known data; write digits"):
+        load_data(5000 * "a", None, 0)
 
 
 @pytest.mark.parametrize(
@@ -610,7 +618,9 @@ def test_torchvision_images_become_tensors():
     ("spec", "words"),
     [
         ("digit", ["digits", "file.npz"]),
-        ("./absent", ["no such folder", "digits"]),
+        ("./absent", ["it is not known data; there is no absent in /", "digits"]),
+        ("./absent/digits", ["there is no absent in /"]),
+        (os.devnull, [f"{os.devnull}: it is not known data; write digits"]),
         ("digits?size=3", ["takes no options"]),
         ("absent.npz", ["no such file"]),
         ("other.npz", ["x and y", "images, classes", "numpy.savez"]),

@@ -293,8 +293,8 @@ def test_the_call_has_the_numbers_of_the_command(record):
         ({"others": "none.pt"}, "^`checkpoint` none.pt: no such file"),
         ({"along": "update"}, "^`optimizer`: update needs the state"),
         ({"along": "update", "model": nn.Sequential(nn.Linear(4, 3))}, "^`optimizer`: update needs the state"),
-        ({"along": 1}, "^`along` 1: give the name of a direction"),
-        ({"along": [1]}, r"^`along` \[1\]: give the name of a direction"),
+        ({"along": 1}, "^`along` 1: expected the name of a direction"),
+        ({"along": [1]}, r"^`along` \[1\]: expected the name of a direction"),
     ],
 )
 def test_what_the_call_refuses(options, told):

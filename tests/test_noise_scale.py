@@ -388,9 +388,9 @@ def test_refusals():
         spectra.noise_scale(regression(1, 0))
     with pytest.raises(SpectraError, match="`name` fisher-empirical: is not a second derivative"):
         spectra.noise_scale(classifier(), "fisher-empirical")
-    with pytest.raises(SpectraError, match="`by` token: give one of example, item"):
+    with pytest.raises(SpectraError, match="`by` 'token': expected one of example, item"):
         spectra.noise_scale(classifier(), by="token")
-    with pytest.raises(SpectraError, match="`problem` Sequential: give a Problem"):
+    with pytest.raises(SpectraError, match=r"`problem`: expected a Problem, .*, got Sequential"):
         spectra.noise_scale(network())
     with pytest.raises(SpectraError, match="`max_products` 3: give"):
         spectra.noise_scale(classifier(), max_products=3)

@@ -449,6 +449,10 @@ REFUSED = {  # what is typed, and how the line of the error goes on
     "--precondition last.pt?name=SGD": "--precondition last.pt?name=SGD: its groups have",
     "--precondition text.npz": "--precondition text.npz: it is damaged, or not a .npz file of numeric arrays",
     "--precondition text.pt": "--precondition text.pt: it is a text file",
+    "--precondition code.pt": (
+        "--precondition code.pt: it holds json.loads, which could run code, so it was not run; save it "
+        'again, where it was made: torch.save(optimizer.state_dict(), "optimizer.pt")'
+    ),
     "--precondition less.npz": (
         "--precondition less.npz: it has no array for 0.bias, 2.weight, 2.bias, only for 0.weight"
     ),
@@ -476,6 +480,7 @@ REFUSED = {  # what is typed, and how the line of the error goes on
 def files():
     model, _, _ = saved("Adam")
     torch.save(model.state_dict(), "w.pt")
+    torch.save({"callback": json.loads}, "code.pt")
     parts = {name: part.numpy() for name, part in by_names(diagonal_of()).items()}
     np.savez("less.npz", **{"0.weight": parts["0.weight"]})
     np.savez("zero.npz", **parts | {"2.bias": 0 * parts["2.bias"]})

@@ -486,7 +486,7 @@ def test_damping_of_a_multiple_of_the_identity():
     for value in (-2.0, 0.0):
         for n in (1, 5):
             assert value + spectra.damping_for(value * torch.eye(n, dtype=torch.float64)).value > 0
-    with pytest.raises(SpectraError, match="`condition` 1: give a finite number > 1"):
+    with pytest.raises(SpectraError, match="`condition` 1: expected a finite number > 1"):
         spectra.damping_for(torch.eye(2), condition=1)
 
 

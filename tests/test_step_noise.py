@@ -210,5 +210,5 @@ def test_in_python(points):
     assert found.point.noise is None
     assert [worst.rho for worst in found.point.worst] == [0.1, 0.5]
     assert len(found.point.worst[0].rises) == 1
-    with pytest.raises(spectra.SpectraError, match="`noise` 3: give True or False"):
+    with pytest.raises(spectra.SpectraError, match="`noise` 3: expected True or False"):
         spectra.step(problem(points), curvature="hessian", k=0, noise=3)

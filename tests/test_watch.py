@@ -471,8 +471,8 @@ class Sharded(nn.Module):
 
 
 WRONG = {
-    "every": ({"every": 0}, "`every` 0: give an integer of 1 or more"),
-    "k": ({"k": 0}, "`k` 0: give an integer of 1 or more"),
+    "every": ({"every": 0}, "`every` 0: expected an integer of 1 or more"),
+    "k": ({"k": 0}, "`k` 0: expected an integer of 1 or more"),
     "too many": ({"k": 200, "products": 10_000}, "`k` 200: the matrix has 107 rows"),
     "products": ({"products": 10}, "`products` 10: a matrix needs at least 11 with k = 2"),
     "products of two": (
@@ -486,7 +486,7 @@ WRONG = {
         {"loss": "cross_entrpy"},
         "`loss` cross_entrpy: it is not a known loss, .*; did you mean cross_entropy",
     ),
-    "no data": ({"batches": 3}, "`batches`: int cannot be read as data"),
+    "no data": ({"batches": 3}, "`batches`: expected a DataLoader, .*, got int"),
     "no batches": ({"batches": iter([])}, "`batches`: list_iterator is empty"),
     "no model": ({"model": lambda: 3}, "`model`: expected a torch.nn.Module, got int"),
     "labels": ({"batches": (X, Y + 1)}, "`data`: "),

@@ -408,8 +408,14 @@ PART = RankTwo(LOSS.vector, LOSS.product)
             "`loss`: expected a Problem or a function of the weights, got float",
         ),
         (lambda: gradient_from_losses(network()[0], LOSS.point, evaluations=9), "`point`: a problem has its own"),
-        (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=1), "`evaluations` 1: give an integer of 2 or"),
-        (lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, form="back"), "`form` back: give one of"),
+        (
+            lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=1),
+            "`evaluations` 1: expected an integer of 2",
+        ),
+        (
+            lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, form="back"),
+            "`form` 'back': expected one of",
+        ),
         (
             lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, size=0),
             "`size` 0: lost to rounding beside weights of",
@@ -420,7 +426,7 @@ PART = RankTwo(LOSS.vector, LOSS.product)
         ),
         (
             lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, perturbations="normal"),
-            "`perturbations` normal: give one of signs, sphere",
+            "`perturbations` 'normal': expected one of signs, sphere",
         ),
         (
             lambda: gradient_from_losses(LOSS, LOSS.point, evaluations=9, second_order=PART),

@@ -208,11 +208,11 @@ def test_without_a_step_of_ascent():
 
 def test_refusals():
     for settings, text in (
-        ({"rho": 0.0}, "`rho` 0.0: give a finite number > 0"),
+        ({"rho": 0.0}, "`rho` 0.0: expected a finite number > 0"),
         ({"steps": 0}, "`steps` 0: give"),
-        ({"adaptive": 2}, "`adaptive` 2: give True or False"),
+        ({"adaptive": 2}, "`adaptive` 2: expected True or False"),
     ):
         with pytest.raises(SpectraError, match=text):
             spectra.worst_case(classifier(), **settings)
-    with pytest.raises(SpectraError, match=r"`problem` .*: give a Problem"):
+    with pytest.raises(SpectraError, match=r"`problem`: expected a Problem, .*, got"):
         spectra.worst_case(classifier().model)

@@ -97,10 +97,10 @@ def options_of(context: click.Context) -> dict[str, click.Option]:
 
 def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     """The options of a result; if another command made it, only those that name the problem. Raises SpectraError."""
-    from spectra.records.record import load
+    from spectra.records.record import RESULTS, load
 
     own = str(context.command.name)
-    path, record = load(path, [own, *known_commands(context)], "--config")
+    path, record = load(path, list(dict.fromkeys([own, *sorted(RESULTS)])), "--config")
     problem = vars(record.problem)
     options = problem.get("options")
     if options is None:

@@ -27,6 +27,7 @@ from spectra.inputs.foreign_formats import MERGE
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import is_state_dict, some
 from spectra.quoting import quoted
+from spectra.wording import dtype_name
 
 TYPES = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "HRA", "HIRA", "DELORA", "GRALORA", "LN_TUNING")
 OURS = "base_model.model."  # what peft puts before the names in a file
@@ -95,7 +96,7 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
         "sha256": together({config.name: written, weights.name: digest}),
         "tensors": len(tensors),
         "ignored": [],
-        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}),
+        "dtypes": sorted({dtype_name(tensor.dtype) for tensor in tensors}),
         "adapter": kind,
         "adapter_parameters": size,
     }

@@ -25,6 +25,7 @@ from spectra.inputs.state_dict import (
     versions,
 )
 from spectra.quoting import quoted
+from spectra.wording import dtype_name
 
 KEY_OPTION = "`checkpoint_key`"
 
@@ -187,7 +188,7 @@ def _uncopyable(state: Mapping[str, Any], built: Mapping[str, Tensor]) -> str | 
 
 
 def _kind(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
+    return dtype_name(value.dtype)
 
 
 def _try_loading(model: nn.Module, state: Mapping[str, Any], before: dict[str, Tensor]) -> str | None:

@@ -35,6 +35,7 @@ from spectra.inputs.state_dict import some
 from spectra.quoting import quoted
 
 OPTION = "`checkpoint`"
+WEIGHTS_ONLY = "save only its weights"  # the way out of a file that could run code
 HELD = 2**28  # bytes of a file that is read into memory whole; a larger one is watched for changes
 # Files in a folder of weights that are not a whole model: shards, and other files of Hugging Face's Trainer.
 NO_WHOLE_MODEL = re.compile(r"-\d+-of-\d+\.|optim|scheduler|scaler|rng_state|training_args")
@@ -248,7 +249,7 @@ def _unreadable(file: IO[bytes], error: Exception) -> str:
     """Say why the file was refused, and what to do."""
     file.seek(0)
     head = file.read(512)
-    refused = f"which could run code, so it was not run; save only its weights, where it was made: {RESAVE}"
+    refused = f"which could run code, so it was not run; {WEIGHTS_ONLY}, where it was made: {RESAVE}"
     if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it holds {found[1]}, {refused}"
     if "TorchScript" in str(error):

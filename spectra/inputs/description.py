@@ -20,6 +20,7 @@ from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem
 from spectra.problem.losses import Loss
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
+from spectra.wording import dtype_name
 
 
 def describe_problem(problem: Problem, memory: int | None = None) -> ProblemRecord:
@@ -35,7 +36,7 @@ def describe_problem(problem: Problem, memory: int | None = None) -> ProblemReco
         "params": [] if isinstance(problem, InputProblem) else list(problem.parameters),
         "mc_samples": problem.mc_samples,
         "weight_decay": problem.weight_decay,
-        "dtype": str(problem.dtype).removeprefix("torch."),
+        "dtype": dtype_name(problem.dtype),
         "seed": problem.seed,
         "checkpoint_prefix": None,
         "checkpoint_ignored": None,

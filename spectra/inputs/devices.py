@@ -12,6 +12,7 @@ from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.inputs.given import device_and_dtype
 from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import map_tensors
+from spectra.wording import dtype_name
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -92,7 +93,7 @@ def choose_dtype(model: str | nn.Module, dtype: str | torch.dtype | None) -> tor
 
 def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Return the torch dtype with a name. Raises ArgumentError unless it is float32 or float64."""
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     if name not in DTYPES:
         raise ArgumentError(f"`dtype` {dtype}: it is not supported; choose from {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -108,9 +108,10 @@ def own_loss(loss: Any, device: torch.device | None = None, dtype: torch.dtype |
         SpectraError: `loss` is a class, or is not callable.
     """
     if isinstance(loss, type) or not may_be_loss(loss):
-        came = getattr(loss, "__name__", type(loss).__name__)
-        way_out = f"call it first: {came}()" if isinstance(loss, type) else "give a loss or a function (output, target)"
-        raise SpectraError(f"`loss`: {came} is not a loss; {way_out}")
+        if isinstance(loss, type):
+            raise SpectraError(f"`loss`: {loss.__name__} is not a loss; call it first: {loss.__name__}()")
+        came = "None" if loss is None else getattr(loss, "__name__", type(loss).__name__)
+        raise SpectraError(f"`loss`: expected a loss or a function (output, target), got {came}")
     if isinstance(loss, Loss):
         return loss
     bare = loss.func if isinstance(loss, partial) else loss

@@ -62,9 +62,8 @@ def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wa
     if isinstance(data, Mapping):
         refuse_others(data, name)
     if isinstance(data, Mapping | str) or not isinstance(data, Iterable):
-        raise SpectraError(
-            f"`data`: {name} cannot be read as data; give a DataLoader, batches (x, y), tensors (x, y), or a name"
-        )
+        came = "None" if data is None else name
+        raise SpectraError(f"`data`: expected a DataLoader, batches (x, y), tensors (x, y), or a name, got {came}")
     if any(kind.__name__ == "IterableDataset" for kind in type(data).__mro__):
         text = f"{name} yields single examples; wrap it in a DataLoader"
         raise SpectraError(f"`data`: {text} ({FINITE})")

@@ -234,7 +234,7 @@ def _file(name: str, options: dict[str, Any]) -> nn.Module:
 def unknown(name: str) -> SpectraError:
     """Make the error for a name that has no known form, perhaps because a prefix is missing."""
     way_out = f"write {forms(SOURCES)}"
-    with suppress(ImportError):
+    with suppress(Exception):  # a torchvision of another torch raises RuntimeError
         from torchvision import models
 
         if name.lower() in models.list_models():

@@ -35,6 +35,7 @@ from spectra.inputs.spec import call, input_error, parse_spec, resolve, signatur
 from spectra.memory import taking_memory
 from spectra.quoting import quoted
 from spectra.records.problem import OperatorRecord
+from spectra.wording import dtype_name
 
 OPTION = "`operator`"
 LONGEST = 24  # characters of a name, so that a table has room for numbers
@@ -113,7 +114,7 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
         kind=kind_of(operator),
         size=operator.shape[0],
         entries=stored_entries(operator),
-        dtype=str(operator.dtype).removeprefix("torch."),
+        dtype=dtype_name(operator.dtype),
         sha256=digest,
     )
     notes += [str(note) for note in own_notes] if isinstance(own_notes, list | tuple) else []
@@ -263,6 +264,6 @@ READERS: dict[str, Callable[[Path, str, dict[str, Any]], Any]] = {  # by the end
 def damaged(spec: str, kind: str, way_out: str, error: Exception) -> SpectraError:
     """Make the error for a file with another content; NumPy's own message would suggest to allow pickles."""
     pickled = any(sign in str(error).lower() for sign in ("pickle", "object"))
-    why = "it holds Python objects, which are never unpickled, or" if pickled else "it is damaged, or"
+    why = "it holds Python objects, which are never unpickled, or it is" if pickled else "it is damaged, or"
     text = f"{why} not a {kind} file of numbers ({type(error).__name__}); save numbers with {way_out}"
     return input_error(OPTION, spec, text)

@@ -36,6 +36,7 @@ from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.model_loss import ModelLoss
 from spectra.problem.problem import Problem, Processes
 from spectra.records.problem import ProblemRecord
+from spectra.wording import dtype_name
 
 FIRST = 256  # examples in a batch, before what fits memory is known
 
@@ -143,7 +144,7 @@ def load_problem(
         fits(objective, size)
 
     begins("reading the data")
-    typed |= names_of(model, objective, data, loss) | {"dtype": str(place[1]).removeprefix("torch.")}
+    typed |= names_of(model, objective, data, loss) | {"dtype": dtype_name(place[1])}
     with taking_memory(f"`data` {typed['data']}", "take fewer `samples`"):
         wanted = wanted_by(objective, network, typed["model"])
         if isinstance(data, str):

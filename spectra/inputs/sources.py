@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from spectra.wording import dtype_name
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -39,7 +41,7 @@ class Built:
 
 def half_notes(dtypes: Iterable[torch.dtype]) -> list[str]:
     """Return a note if weights come in half precision, which is less precise than the float32 they are used in."""
-    names = {str(dtype).removeprefix("torch.") for dtype in dtypes}
+    names = {dtype_name(dtype) for dtype in dtypes}
     half = sorted(names & {"bfloat16", "float16"})
     return [f"weights come in {' and '.join(half)}"] if half else []
 

@@ -55,8 +55,9 @@ def parse_spec(text: str, option: str) -> tuple[str, dict[str, Any]]:
         SpectraError: `text` is not a string, the name is empty, or an option is not `key=value` or comes twice.
     """
     if not isinstance(text, str):
-        way_out = "expected a name (a string); objects of your own go into spectra.Problem"
-        raise input_error(option, type(text).__name__, way_out)
+        came = "None" if text is None else type(text).__name__
+        way_out = "objects of your own go into spectra.Problem"
+        raise SpectraError(f"{option}: expected a name (a string), got {came}; {way_out}")
     name, mark, query = text.partition("?")
     if not name:
         raise input_error(

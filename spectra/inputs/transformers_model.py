@@ -26,7 +26,7 @@ from spectra.inputs.spec import input_error, suggest
 from spectra.inputs.state_dict import some
 from spectra.inputs.weights_only import weights_only
 from spectra.quoting import foreign, quoted
-from spectra.wording import counted
+from spectra.wording import counted, dtype_name
 
 OPTION = "`model`"
 PREFIX = "transformers:"
@@ -74,8 +74,11 @@ def make(name: str, options: dict[str, Any]) -> Built:
         except Exception as error:
             text = f"building it failed with {describe(error)}; check what follows '?'"
             if _is_auto(kind) and "Unrecognized configuration class" in str(error):
-                saved = some([str(one) for one in config.architectures or [config.model_type]])
-                text = f"its weights are of {saved}; write that class in place of {foreign(name.removeprefix(PREFIX))}"
+                auto = foreign(name.removeprefix(PREFIX))
+                text = f"{auto} has no class for model_type {foreign(config.model_type)}; write another one"
+                if config.architectures:
+                    saved = some([str(one) for one in config.architectures])
+                    text = f"its weights are of {saved}; write that class in place of {auto}"
             if isinstance(error, UnpicklingError):  # torch advises to trust the file
                 text = f"its {CONFIG} names a file that holds more than weights, which could run code; take that out"
             raise input_error(OPTION, name, text) from error
@@ -277,7 +280,7 @@ def _loaded(name: str, kind: Any, config: Any, file: Path) -> Built:
         local_files_only=True,
     )
     _refuse_random(name, file, model, loading_info, getattr(config, "architectures", None))
-    kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
+    kinds = ", ".join(sorted(dtype_name(dtype) for dtype in stored))
     notes = [f"weights are those of {foreign(file)} ({kinds}; SHA-256 {digest[:DIGITS]}...)"]
     if unused := sorted(map(str, loading_info["unexpected_keys"])):
         notes.append(f"{counted(len(unused), 'tensor')} of {foreign(file)} not used: {some(unused)}")

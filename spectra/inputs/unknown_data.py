@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
@@ -17,11 +18,11 @@ ARRAYS = {".npy", ".pt", ".pth", ".mat", ".h5", ".hdf5", ".pkl"}
 def unknown(name: str, forms: str) -> str:
     """Say why a name is not known data, and what to write; `forms` lists all ways to name data."""
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):
         return of_file(path)
     if near := [*same_set(name), *same_path(path)]:
         return f"it is not known data; did you mean {near[0]}?"
-    return f"it is not known data{missing(path)}; write {forms}"
+    return f"it is not known data{missing(name)}; write {forms}"
 
 
 def of_file(path: Path) -> str:
@@ -37,7 +38,7 @@ def of_file(path: Path) -> str:
 
 def same_set(name: str) -> Iterator[str]:
     """Find the data set of torchvision with this name, up to capital letters and hyphens."""
-    with suppress(ImportError):
+    with suppress(Exception):  # a torchvision of another torch raises RuntimeError
         from torchvision import datasets
 
         yield from (
@@ -49,19 +50,20 @@ def same_path(path: Path) -> Iterator[str]:
     """Find paths that exist, with a similar name for the first part of `path` that does not exist."""
     for depth, part in enumerate(path.parts):
         parent = Path(*path.parts[:depth])
-        if (parent / part).exists():
+        if os.path.exists(parent / part):
             continue
         with suppress(OSError):
             for near in get_close_matches(part, sorted(one.name for one in parent.iterdir()), n=3):
-                if (found := Path(parent, near, *path.parts[depth + 1 :])).exists():
+                if os.path.exists(found := Path(parent, near, *path.parts[depth + 1 :])):
                     yield quoted(found)
         return
 
 
-def missing(path: Path) -> str:
-    """Say which part of a path does not exist; an empty text for a name without a folder."""
-    if len(path.parts) < 2:
+def missing(name: str) -> str:
+    """Say which part of a path does not exist; an empty text for a name without a folder, or a path that exists."""
+    if "/" not in name or os.path.exists(name):
         return ""
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    first = path.absolute().relative_to(there).parts[0]
+    path = Path(name).absolute()
+    there = next(parent for parent in path.parents if os.path.exists(parent))
+    first = path.relative_to(there).parts[0]
     return f"; there is no {quoted(first)} in {quoted(there)}"

@@ -53,6 +53,9 @@ def eigenpairs(
     precision. The search for missed eigenpairs, which `complete` reports, allows for the measured noise. Where memory
     holds few vectors, all products are in full precision.
 
+    Products have to be repeatable, and the matrix symmetric; otherwise `complete` has no meaning. This is not checked
+    here: `spectra.check_operator` checks it by three products.
+
     The source of the thick restart is Wu and Simon (2000).
 
     Args:

@@ -256,7 +256,7 @@ def refuse_system(
     """Raise ArgumentError if an argument of `solve` is wrong."""
     n = operator.shape[0]
     if not isinstance(b, Tensor):
-        raise wrong("b", type(b).__name__, f"a torch.Tensor ({n},), or ({n}, k) with one right-hand side per column")
+        raise wrong("b", type(b), f"a torch.Tensor ({n},), or ({n}, k) with one right-hand side per column")
     if b.ndim not in (1, 2) or b.shape[0] != n or not b.numel():
         shape = tuple(b.shape)
         raise ArgumentError(f"`b` of shape {shape}: give ({n},), or ({n}, k) with one right-hand side per column")
@@ -282,7 +282,7 @@ def refuse_system(
 def refuse_pairs(known: Eigenpairs, n: int) -> None:
     """Raise ArgumentError if `known` does not hold eigenvectors of a matrix of n rows."""
     if not isinstance(known, Eigenpairs):
-        raise wrong("known", type(known).__name__, "what `spectra.eigenpairs` returns")
+        raise wrong("known", type(known), "what `spectra.eigenpairs` returns")
     if known.vectors.shape[1] != n or not known.holds_vectors:
         came = f"eigenvectors of {known.vectors.shape[1]:,} entries" if known.holds_vectors else "no eigenvectors"
         raise ArgumentError(f"`known`: {came}, for a matrix of {n:,} rows; give eigenpairs of this matrix")

@@ -16,7 +16,7 @@ from spectra.layerwise import layers as blockwise
 from spectra.layerwise.layers import DIAGONALS, Layers
 from spectra.layerwise.parameter_blocks import BY, block_sums, diagonal_blocks, parameter_blocks, root_of
 from spectra.optimizer.given import Given
-from spectra.problem.problem import Problem
+from spectra.problem.problem import Problem, require_problem
 from spectra.vectors import without_autocast
 
 
@@ -71,6 +71,7 @@ def layers(
     Raises:
         SpectraError: the matrix is not defined for this loss, or an argument is wrong.
     """
+    require_problem(problem)
     require_choice("by", by, BY)
     require_integer("k", k, least=0)
     require_choice("method", method, DIAGONALS)

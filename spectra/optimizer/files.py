@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint_file import OPTION as CHECKPOINT
-from spectra.inputs.checkpoint_file import read_checkpoint
+from spectra.inputs.checkpoint_file import WEIGHTS_ONLY, read_checkpoint
 from spectra.inputs.foreign_formats import RESAVE
 from spectra.inputs.spec import parse_spec
 from spectra.inputs.state_dict import some
@@ -82,7 +82,7 @@ def read_state(path: str | Path, key: str | None = None) -> tuple[Mapping, str]:
     except SpectraError as error:
         if file.is_dir():
             raise refusal(f"{shown} {WITHOUT}") from error
-        text = str(error).replace(CHECKPOINT, "`optimizer`", 1).replace("re-save its weights", "save it again")
+        text = str(error).replace(CHECKPOINT, "`optimizer`", 1).replace(WEIGHTS_ONLY, "save it again")
         raise SpectraError(text.replace(RESAVE, SAVE)) from error
     if key is None and is_optimizer_state(content):
         return content, digest

@@ -59,9 +59,9 @@ class Result(NamedTuple):
         return found
 
     def lacks(self, name: str) -> SpectraError:
-        """The error for a number of the entry that is missing or cannot be drawn."""
+        """The error for a number of the entry that is missing or unusable."""
         key = key_of(self.entry, name)
-        text = f"{self.curvature} is without {key} that a figure can use; run spectra {self.command} again"
+        text = f"{key} of {self.curvature} is missing or unusable; run spectra {self.command} again"
         return input_error("RESULT", self.path, text)
 
 

@@ -400,8 +400,9 @@ def listed(dtypes: Iterable[torch.dtype]) -> str:
 def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
     """Raise ArgumentError if an argument is not a model, a loss of ours or a list of batches."""
     if not isinstance(model, nn.Module):
-        came = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-        raise ArgumentError(f"`model`: expected a torch.nn.Module, got {came}")
+        if isinstance(model, type):
+            raise ArgumentError(f"`model`: expected a torch.nn.Module, got the class {model.__name__}")
+        raise wrong("model", type(model), "a torch.nn.Module")
     if isinstance(loss, type) or not isinstance(loss, Loss):
         came = getattr(loss, "__name__", type(loss).__name__)
         raise ArgumentError(
@@ -421,4 +422,4 @@ def refuse_foreign(model: Any, loss: Any, batches: Any) -> None:
 def require_problem(problem: object) -> None:
     """Raise ArgumentError if `problem` is not a Problem."""
     if not isinstance(problem, Problem):
-        raise wrong("problem", type(problem).__name__, "a Problem, such as spectra.load_problem(...).problem")
+        raise wrong("problem", type(problem), "a Problem, such as spectra.load_problem(...).problem")

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from spectra.atomic import reason, write_atomically
+from spectra.atomic import reason, unwritable, write_atomically
 from spectra.errors import SpectraError
 from spectra.locks import lock as take_lock
 from spectra.records.files import finite
@@ -173,8 +173,7 @@ def locked(directory: Path) -> IO:
         except OSError as error:
             with suppress(OSError):
                 directory.rmdir()
-            message = f"`out` {path}: cannot be written ({reason(error)}); free some space or choose another directory"
-            raise SpectraError(message) from error
+            raise unwritable(path, error, "choose another directory") from error
         try:
             take_lock(lock)
         except BlockingIOError as error:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from spectra.arguments import wrong
 from spectra.errors import ArgumentError
 from spectra.krylov.results import Eigenpairs
 from spectra.records.eig import EigResult
@@ -45,7 +44,10 @@ def localisation(
     if isinstance(result, Record):
         shapes, which = shapes or result.problem.get("shapes"), result.problem.option("which")
         if len(result.results) != 1:
-            raise wrong("result", f"a record of {len(result.results)} matrices", "one of its entries, and `shapes`")
+            raise ArgumentError(
+                f"`result`: expected one entry, got {len(result.results)}; give one, such as `record.results[0]`, and "
+                "`shapes`"
+            )
         (result,) = result.results
     given: Any = result.vectors if isinstance(result, (EigResult, Eigenpairs)) else result
     if given is None:

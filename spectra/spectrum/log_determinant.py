@@ -56,7 +56,7 @@ def log_determinant(measure: SpectralMeasure, damping: float = 0.0, *, semidefin
     """
     require_number("damping", damping, least=-math.inf, finite=True)
     if not isinstance(measure, SpectralMeasure):
-        raise wrong("measure", type(measure).__name__, "a SpectralMeasure, as spectra.spectral_measure returns")
+        raise wrong("measure", type(measure), "a SpectralMeasure, as spectra.spectral_measure returns")
     if not measure.nodes.isfinite().all():
         raise ArgumentError("`measure`: a node is not finite, as a product was not; check the matrix")
     lowest = lowest_node(measure, semidefinite)

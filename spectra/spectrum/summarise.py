@@ -52,14 +52,14 @@ def summarise(
     if isinstance(result, Record):
         if len(result.results) != 1:
             count = len(result.results)
-            raise wrong("result", f"a record of {count} matrices", "one of its entries, such as `record.results[0]`")
+            raise ArgumentError(f"`result`: expected one entry, got {count}; give one, such as `record.results[0]`")
         (result,) = result.results
     if isinstance(result, DensityResult):
         negative = vars(result).get("negative")
         semidefinite = bool(negative and not negative.upper) if semidefinite is None else semidefinite
         result = result.measure()
     if not isinstance(result, SpectralMeasure):
-        raise wrong("result", type(result).__name__, "a result of spectra.density, or a SpectralMeasure")
+        raise wrong("result", type(result), "a result of spectra.density, or a SpectralMeasure")
     if not result.nodes.isfinite().all():
         raise ArgumentError("`result`: a node is not finite, as a product was not; check the matrix")
     if semidefinite:

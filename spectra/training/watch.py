@@ -40,7 +40,7 @@ from spectra.training.examples import examples_of
 from spectra.training.measure import Measurements, fewest_products, measure
 from spectra.training.observers import forward_hooks, observers, without_observers
 from spectra.training.trackers import scalars, tracker
-from spectra.wording import outline
+from spectra.wording import dtype_name, outline
 
 log = logging.getLogger(__name__)  # without logging handlers, warnings go to standard error
 NEAR = 0.8  # an eigenvalue above this fraction of the threshold is near it
@@ -385,7 +385,7 @@ class Watch:
             rtol=self.rtol,
             device=recorded_device(device),
             device_name=name_of_device(device),
-            dtype=str(problem.dtype).removeprefix("torch."),
+            dtype=dtype_name(problem.dtype),
             threads=torch.get_num_threads(),
             loss_value=value.loss,
             accuracy=value.accuracy,

@@ -38,7 +38,7 @@ from spectra.problem.autograd_graph import names_behind
 from spectra.problem.batch import Batch
 from spectra.problem.head import head_inputs, loss_of, rows_by_parts
 from spectra.problem.problem import Problem
-from spectra.wording import counted
+from spectra.wording import counted, dtype_name
 
 EXAMPLES = 16  # the check costs 8 gradients of them, 16 with kinks at the point: as much as 4 of 64 examples
 ROUNDED = 0.05  # the largest relative error of products in the problem's own dtype
@@ -249,7 +249,7 @@ def agreement(local: LocalProblem, verdicts: Sequence[Verdict]) -> DerivativeChe
     why = "differences at several steps disagree (due to kinks at the point)" if finite else "a product is not finite"
     return DerivativeCheckResult(
         examples=len(local.batch),
-        dtype=str(local.problem.dtype).removeprefix("torch."),
+        dtype=dtype_name(local.problem.dtype),
         error=max((verdict.error for verdict in clear), default=None),
         not_checked=f"{why} for {parts}" if unclear else None if finite else why,
     )
@@ -269,7 +269,7 @@ def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: st
     found = in_float64(matrix(own, batch)(direction)).to(exact.device)
 
     size, off = exact.norm().item(), (found - exact).norm().item()
-    dtype = str(problem.dtype).removeprefix("torch.")
+    dtype = dtype_name(problem.dtype)
     chance = off > ROUNDED * size and (in_float64(matrix(own, batch)(direction)) - found).norm() > 0.1 * off
     if off > ROUNDED * size and not chance and math.isfinite(off):  # `check_operator` reports chance
         raise Contradicted(

@@ -15,7 +15,7 @@ from spectra.problem.hooks import HookTable, hook_tables, watched
 from spectra.problem.model_checks import fewest
 from spectra.problem.problem import Problem
 from spectra.problem.side_effects import modules
-from spectra.wording import counted
+from spectra.wording import counted, dtype_name
 
 SHOWN = 5  # names in a line
 
@@ -48,7 +48,7 @@ def model_notes(problem: Problem) -> list[str]:
             f"unused or detached: {listed(missing)} ({counted(size, 'parameter')}; their rows of the matrix are zero)"
         )
     if around:
-        notes.append(f"autocast to {around} around the call is ignored: products are in {name_of(problem.dtype)}")
+        notes.append(f"autocast to {around} around the call is ignored: products are in {dtype_name(problem.dtype)}")
     if inside:
         notes.append(f"the model's forward runs under autocast to {listed(inside)}: products are as exact as that type")
     return notes + own
@@ -70,13 +70,8 @@ def active_autocast(problem: Problem) -> str | None:
     """The type to which autocast is active here, if any."""
     for kind in dict.fromkeys([problem.device.type, "cpu"]):
         if torch.is_autocast_enabled(kind):
-            return name_of(torch.get_autocast_dtype(kind))
+            return dtype_name(torch.get_autocast_dtype(kind))
     return None
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """The name of a dtype, as `float32`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def observed(problem: Problem, places: Sequence[HookTable]) -> tuple[list[str], list[str]]:
@@ -110,7 +105,7 @@ def autocasts(report: Callable[[str], object]) -> Iterator[None]:
     def enter(context):
         entered = entering(context)
         if context._enabled:
-            report(name_of(context.fast_dtype))
+            report(dtype_name(context.fast_dtype))
         return entered
 
     with switched([(torch.autocast, "__enter__", enter)]):

@@ -7,6 +7,7 @@ import torch
 from spectra.arguments import require_choice
 from spectra.defaults import IEEE, PRECISIONS
 from spectra.errors import SpectraError
+from spectra.wording import dtype_name
 
 FIRST_WITH_TF32 = (8, 0)  # compute capability of CUDA's devices
 
@@ -17,7 +18,7 @@ def refuse_precision(precision: str, dtype: torch.dtype, device: torch.device) -
     if precision == IEEE:
         return
     if dtype != torch.float32:
-        kind = str(dtype).removeprefix("torch.")
+        kind = dtype_name(dtype)
         raise SpectraError(
             f"`precision` {precision}: applies to float32 only, not to {kind}; use ieee, or `dtype` float32"
         )
