@@ -863,7 +863,7 @@ ERRORS = {
     "no model at all": (f"eig --model nets.py:WIDTH {POINTS}", ["--model nets.py:WIDTH", "int"]),
     "integer model": (f"eig --model nets.py:Integers {POINTS}", ["--model"]),
     "raising": (f"eig --model nets.py:raising {POINTS}", ["--model", "on the data", "ValueError: first line"]),
-    "leaving": (f"eig --model nets.py:leaving {POINTS}", ["--model", "SystemExit"]),
+    "leaving": (f"eig --model nets.py:leaving {POINTS}", ["--model", "your code called sys.exit(0); remove the call"]),
     "output no tensor": (f"eig --model nets.py:pair {POINTS}", ["--model", "tuple", "tensor"]),
     "inputs that do not fit": (f"eig {LINEAR} --data wide.npz", ["--model", "on the data", "shapes"]),
     "dropout in forward": (f"eig --model nets.py:dropping {POINTS}", ["changes from", "dropout"]),
@@ -879,8 +879,8 @@ ERRORS = {
     "head of another number of classes": (
         f"eig --model nets.py:linear?outputs=5 {POINTS} --checkpoint linear.pt", ["(num_classes=3?); check --model"]
     ),
-    "own loss of a model without": (f"eig {PROBLEM} --loss model", ["name a --loss if the model computes none"]),
-    "names of arrays": (f"eig {LINEAR} --data named.npz", ["takes no features", "the input x and the targets y"]),
+    "own loss of a model without": (f"eig {PROBLEM} --loss model", ["called with the whole batch", "name another --loss"]),
+    "names of arrays": (f"eig {LINEAR} --data named.npz", ["no argument features", "the input x and the targets y"]),
     "weights diverged": (f"eig {PROBLEM} --checkpoint nan.pt", ["--checkpoint nan.pt", "bias", "not finite"]),
     # data and losses
     "no such data": (f"eig {LINEAR} --data nowhere.npz", ["--data nowhere.npz", "no such file"]),

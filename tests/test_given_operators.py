@@ -189,7 +189,8 @@ REFUSED = {
     "operator's shape": (LinearOperator((2, 5), matvec=lambda v: v, dtype=float), "got the shape (2, 5)"),
     "complex": (
         A + 0j,
-        "the matrix is complex (complex128); give its real part if the imaginary part is zero, else [[Re, -Im], [Im, Re]]",
+        "the matrix is complex (complex128); give its real part if the imaginary part is zero, else [[Re, -Im], [Im, "
+        "Re]]",
     ),
     "complex tensor": (torch.eye(2) + 0j, "is complex"),
     "complex sparse": (SPARSE.astype(complex), "is complex"),
