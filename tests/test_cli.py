@@ -879,7 +879,7 @@ ERRORS = {
     "head of another number of classes": (
         f"eig --model nets.py:linear?outputs=5 {POINTS} --checkpoint linear.pt", ["(num_classes=3?); check --model"]
     ),
-    "own loss of a model without": (f"eig {PROBLEM} --loss model", ["called with the whole batch", "name another --loss"]),
+    "own loss of a model without": (f"eig {PROBLEM} --loss model", ["with the whole batch", "name another --loss"]),
     "names of arrays": (f"eig {LINEAR} --data named.npz", ["no argument features", "the input x and the targets y"]),
     "weights diverged": (f"eig {PROBLEM} --checkpoint nan.pt", ["--checkpoint nan.pt", "bias", "not finite"]),
     # data and losses

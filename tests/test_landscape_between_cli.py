@@ -291,8 +291,11 @@ def test_the_call_has_the_numbers_of_the_command(record):
         ({"points": 4}, "^`points` 4: is even"),
         ({"radius": 0}, "^`radius` 0"),
         ({"others": "none.pt"}, "^`checkpoint` none.pt: no such file"),
-        ({"along": "update"}, "^`optimizer`: update needs the state"),
-        ({"along": "update", "model": nn.Sequential(nn.Linear(4, 3))}, "^`optimizer`: update needs the state"),
+        ({"along": "update"}, "^`optimizer`: update needs the optimizer's state"),
+        (
+            {"along": "update", "model": nn.Sequential(nn.Linear(4, 3))},
+            "^`optimizer`: update needs the optimizer's state",
+        ),
         ({"along": 1}, "^`along` 1: expected the name of a direction"),
         ({"along": [1]}, r"^`along` \[1\]: expected the name of a direction"),
     ],

@@ -392,7 +392,7 @@ def test_refusals():
         spectra.noise_scale(classifier(), by="token")
     with pytest.raises(SpectraError, match=r"`problem`: expected a Problem, .*, got Sequential"):
         spectra.noise_scale(network())
-    with pytest.raises(SpectraError, match="`max_products` 3: give"):
+    with pytest.raises(SpectraError, match="`max_products` 3: expected an integer of 4 or more"):
         spectra.noise_scale(classifier(), max_products=3)
     loss = CustomLoss(lambda output, target: (output - output.mean(0)).square().sum() / len(output))
     x = floats(6, 3)

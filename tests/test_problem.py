@@ -657,7 +657,7 @@ def test_weight_decay_is_refused_for_products_of_gradients(name):
 
 
 def test_one_example_has_no_covariance():
-    with refused("`curvature` gradient-covariance", "one example", "`samples`"):
+    with refused("`curvature` gradient-covariance", "two examples or more, got 1", "`samples`"):
         multiply(of(CASE.model(), X[:1], Y[:1]), "gradient-covariance")
 
 

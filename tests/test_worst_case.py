@@ -209,7 +209,7 @@ def test_without_a_step_of_ascent():
 def test_refusals():
     for settings, text in (
         ({"rho": 0.0}, "`rho` 0.0: expected a finite number > 0"),
-        ({"steps": 0}, "`steps` 0: give"),
+        ({"steps": 0}, "`steps` 0: expected an integer of 1 or more"),
         ({"adaptive": 2}, "`adaptive` 2: expected True or False"),
     ):
         with pytest.raises(SpectraError, match=text):

@@ -128,9 +128,8 @@ def of_object(value: Any, model: nn.Module, parameters: Mapping[str, nn.Paramete
         return preconditioner(value, model, parameters)
     if isinstance(value, Mapping):
         return of_arrays(value, model, parameters)
-    if isinstance(value, str | nn.Module) or not (
-        hasattr(value, "shape") or callable(value) or isinstance(value, tuple)
-    ):
+    function = callable(value) and not isinstance(value, nn.Module)
+    if isinstance(value, str) or not (hasattr(value, "shape") or function or isinstance(value, tuple)):
         raise refusal(f"expected {FORMS}, got {type(value).__name__}")
     size = sum(p.numel() for p in parameters.values())
     if getattr(value, "ndim", None) == 1:
