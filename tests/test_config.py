@@ -349,3 +349,9 @@ def test_of_a_directory_a_command_takes_its_own_result(digits, good):
     good(f"trace {DIGITS} --rtol 0.4 --out both")
     assert good("trace --config both")["problem"]["options"]["rtol"] == 0.4
     assert good("eig --config both")["problem"]["options"]["k"] == 6
+
+
+def test_a_directory_without_results(folder, refused):
+    (folder / "empty").mkdir()
+    names = "eig.json, compare.json, density.json, inspect.json, landscape.json, layers.json, step.json, trace.json"
+    refused("eig --config empty", f"--config empty: the directory has none of {names}; give")

@@ -250,6 +250,7 @@ REFUSED = {
     "transformers:GPT2LMHeadModel?path=tokens.npz": ["it is a file"],
     "transformers:GPT2LMHeadModel?path=.": ["no config.json", "save_pretrained"],
     "transformers:AutoModelForImageClassification?path=saved": ["GPT2LMHeadModel; write that class in place of"],
+    "transformers:AutoModelForCausalLM?model_type=vit": ["AutoModelForCausalLM has no class for model_type vit"],
     "transformers:saved": ["it is a folder", "transformers:GPT2LMHeadModel?path=saved"],
     "saved": ["it is a folder", "transformers:GPT2LMHeadModel?path=saved"],
     ".": ["it is a folder", "transformers:AutoModel?path=."],

@@ -331,7 +331,7 @@ def test_names_that_a_model_takes_and_may_ignore_are_noted(user):
 def test_a_token_beyond_the_embedding():
     tokens = np.full((4, 5), 9)
     np.savez("beyond.npz", input_ids=tokens, labels=tokens)
-    with pytest.raises(SpectraError, match="an index is beyond an embedding: a token id, or a sequence longer"):
+    with pytest.raises(SpectraError, match="an index exceeds an embedding: check the token ids"):
         load_problem(model="hf.py:mlm", data="beyond.npz", loss="model")
 
 

@@ -307,7 +307,9 @@ def test_a_power_law_of_eigenvalues_of_a_matrix():
     assert summarise(measure).power_law.to_dict() == found.to_dict()  # the samples of its test are the same
 
 
-@pytest.mark.parametrize(("values", "reason"), [(np.arange(1, 20), "19 leading"), (np.ones(30), "the same")])
+@pytest.mark.parametrize(
+    ("values", "reason"), [(np.arange(1, 20), "needs 20 known leading eigenvalues, got 19"), (np.ones(30), "the same")]
+)
 def test_no_power_law_of(values, reason):
     with pytest.raises(SpectraError, match=reason):
         power_law(values.astype(float))

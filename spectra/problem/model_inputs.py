@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 DECODER = "decoder_input_ids"
 BEYOND = "index out of range"  # PyTorch's words, of an embedding
-BEYOND_EMBEDDING = "an index is beyond an embedding: a token id, or a sequence longer than the model takes"
+BEYOND_EMBEDDING = "an index exceeds an embedding: check the token ids and the length of the sequences"
 
 
 class Structured(ABC):
