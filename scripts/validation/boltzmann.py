@@ -1,8 +1,8 @@
 """The Hessian of a Boltzmann machine is the covariance of the products of its units, in closed form without weights.
 
-The gradient of the log-likelihood is a difference of means <s_i s_j> (Ackley, Hinton, Sejnowski 1985), so without hidden
-units the Hessian of its negative is their covariance. Without weights, spins are independent with means m_i = tanh b_i.
-As s_i^2 = 1, the mean of a product of two products is the product of the means of the units that are in one of them only.
+The gradient of the log-likelihood is a difference of means <s_i s_j> (Ackley, Hinton, Sejnowski 1985), so without
+hidden units the Hessian of its negative is their covariance. Without weights, spins are independent with means tanh b.
+As s_i^2 = 1, a product of two products is the product of the units that are in one of them only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The edges of stability: where eigenvalues settle over training, times the rate.
 
-These numbers are read from the tables of two studies in results/, which take longer than the gallery, so this group does
-not notice a change of the code until their scripts have run again.
+These numbers are read from the tables of two studies in results/, which take longer than the gallery. So this group
+does not notice a change of the code until the scripts of these studies run again.
 """
 
 from __future__ import annotations

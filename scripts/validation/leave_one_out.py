@@ -1,8 +1,8 @@
 """Leaving one example out of ridge regression, from solutions with the Hessian, against solving again without it.
 
-An example with residual e and leverage h = x'(X'X + a I)^-1 x has the residual e / (1 - h) if it is left out (Allen 1974;
-Cook 1977), and the weights move by (X'X + a I)^-1 x e / (1 - h). The Hessian of the mean squared error is 2 X'X / N, so
-the damping is 2 a / N.
+An example with residual e and leverage h = x'(X'X + a I)^-1 x has the residual e / (1 - h) if it is left out, and the
+weights move by (X'X + a I)^-1 x e / (1 - h) (Allen 1974; Cook 1977). The Hessian of the mean squared error is
+2 X'X / N, so the damping is 2 a / N.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sharpness over training is independent of the width under muP, and not in the NTK parametrization.
 
-Noci et al. show this in plots, so in the NTK parametrization it is only published that the ratio is not 1.
+Noci et al. show this in plots: in the NTK parametrization wide networks become less sharp, so that 1 is a bound.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def rows(examples: int = 2000, inputs: int = 500) -> Iterator[Row]:
         yield Row(f"{name} edge", SOURCE, edge, value, residual, EDGE * unit, note, pairs.products)
     density = spectra.density(*problem, curvature="ggn", steps=60, probes=10)
     edge = spectra.summarise(density).marchenko_pastur.edge
-    # Fitted are the mean, which deviates by sqrt(2 / dN) of itself, and d/N, which deviates by (1 ± 2)/N (Ledoit, Wolf 2002).
+    # The fitted mean deviates by sqrt(2 / dN) of itself, and the fitted d/N by (1 ± 2) / N (Ledoit, Wolf 2002).
     expected = 2 * (1 + root) ** 2
     finite = 3 * expected * (2 / (inputs * examples)) ** 0.5 + 2 * (1 + root) / root * 7 / examples
     error = edge.standard_error + edge.quadrature_error

@@ -1,7 +1,7 @@
 """The rise of a quadratic loss if weight i is removed: w_i^2 / (2 [H^-1]_ii) by the optimal brain surgeon.
 
-For linear regression this is exact if the other weights adapt (Hassibi, Stork 1993), so it is compared with solving again
-without one input. Optimal brain damage, w_i^2 H_ii / 2, is exact if they stay (LeCun, Denker, Solla 1990).
+For linear regression this is exact if the other weights adapt (Hassibi, Stork 1993), so it is compared with solving
+again without one input. Optimal brain damage, w_i^2 H_ii / 2, is exact if they stay (LeCun, Denker, Solla 1990).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 For random signs w, w'Aw has the variance 2 (|A|_F^2 - sum of A_ii^2) (Hutchinson 1990). With m products, the error of
 Hutchinson's mean falls as m^(-1/2). Hutch++ projects out the leading k = m/3 eigenvectors, so that its error falls as
-m^(-1/2) |A - A_k|_F (Meyer, Musco, Musco, Woodruff 2021). If eigenvalues fall as 1/i, |A - A_k|_F ~ k^(-1/2), and the error
-falls as 1/m.
+m^(-1/2) |A - A_k|_F (Meyer, Musco, Musco, Woodruff 2021). If eigenvalues fall as 1/i, |A - A_k|_F ~ k^(-1/2), and the
+error falls as 1/m.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The Fisher of wide random networks: its largest eigenvalue grows with the width, and its mean falls with it.
 
-For layers of widths a_l M, weights of variance v / inputs and biases of variance b, Karakida, Akaho and Amari (2019) find
+For layers of widths a_l M and weights of variance v over the number of inputs, Karakida, Akaho and Amari (2019) find
 
     mean ~ k1 / M,     largest ~ a ((N - 1) k2 + k1) M / N,     a = sum of a_l a_(l-1)
 
-where k1 is the sum of a_(l-1) / a times (backward factor of layer l) (second moment of layer l - 1) for one input, and k2
-the same for two independent inputs (`moments`).
+where k1 sums a_(l-1) / a times (second moment of the inputs of layer l) (its backward factor) for one input of the
+network, and k2 for two independent ones (`moments`).
 """
 
 from __future__ import annotations
