@@ -42,7 +42,7 @@ TITLES = {  # by module, in the order in which they are shown
 
 def published(row: Row) -> str:
     """The published value, with its relation: `6.25`, `< 1`."""
-    return f"{row.relation.replace('=', '')} {row.expected:.6g}".strip()
+    return f"{row.relation.replace('=', '')} {row.expected:.7g}".strip()
 
 
 def found(row: Row) -> str:
@@ -161,6 +161,6 @@ def figure(rows: dict[str, Sequence[Row]]) -> Figure:
                 weight="bold",
             )
         axes.set_ylim(place + 1, -1)
-        axes.set_xlim(-0.05, max(2.1, 1.05 * np.max([row.found / row.expected for _, row in flat])))
+        axes.set_xlim(-0.05, max(1.3, 1.05 * np.max([row.found / row.expected for _, row in flat])))
         axes.set_xlabel(LABEL)
     return drawn

@@ -21,7 +21,7 @@ HUTCHINSON, SOURCE = "Hutchinson 1990", "Meyer, Musco, Musco, Woodruff 2021"
 BUDGETS = (12, 24, 48, 96)  # products
 
 
-def rows(size: int = 600, repeats: int = 120, samples: int = 5000) -> Iterator[Row]:
+def rows(size: int = 600, repeats: int = 240, samples: int = 5000) -> Iterator[Row]:
     """The deviation of a sample w'Aw, and the exponents of the number of products in both errors."""
     random = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(size, size, generator=random, dtype=torch.float64))[0]

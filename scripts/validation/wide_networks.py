@@ -24,7 +24,7 @@ WEIGHTS, BIASES, LAYERS, INPUTS = 3.0, 0.64, 4, 0.5  # variances; layers of weig
 
 
 def rows(widths: tuple[int, ...] = (200, 400, 800, 1600), seeds: int = 5, examples: int = 20) -> Iterator[Row]:
-    """Both numbers at the largest width, and their exponents of the width by least squares on logarithms.
+    """Both constants at the largest width, and the exponents of the width by least squares on logarithms.
 
     The error is the spread over seeds. The theory leaves out what is smaller by a factor of the width: the biases.
     """
@@ -52,12 +52,10 @@ def rows(widths: tuple[int, ...] = (200, 400, 800, 1600), seeds: int = 5, exampl
     for values, power, name, constant, share in zip(
         (largest, mean), (1, -1), ("largest", "mean"), theory, biases, strict=True
     ):
-        at = widths[-1]
-        found, error = values[:, -1].mean(), values[:, -1].std(ddof=1) / seeds**0.5
-        expected = constant * float(at) ** power
-        yield Row(
-            f"{name} eigenvalue, width {at}", SOURCE, expected, found, error, expected * share / at, note, products
-        )
+        at = values[:, -1] / float(widths[-1]) ** power
+        found, error, finite = float(at.mean()), float(at.std(ddof=1) / seeds**0.5), constant * share / widths[-1]
+        title = f"{name} eigenvalue {'over' if power == 1 else 'times'} the width"
+        yield Row(title, SOURCE, constant, found, error, finite, note, products)
         slopes = [np.polyfit(np.log(widths), np.log(row), 1)[0] for row in values]
         error = float(np.std(slopes, ddof=1) / seeds**0.5)
         name = f"exponent of the width, {name} eigenvalue"
