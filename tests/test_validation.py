@@ -4,11 +4,13 @@ import csv
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import spectra
 from scripts.validation import __main__ as program
 from scripts.validation import deep_linear, gallery
 from scripts.validation.row import Row
@@ -23,6 +25,23 @@ def test_ranks_of_deep_linear_hessians():
     rows = list(deep_linear.rows(((6, 5, 3), (5, 4, 6, 4, 3))))
     assert [row.found for row in rows] == [39, 72]
     assert all(row.agrees for row in rows)
+
+
+def scaled(found):
+    """Results with eigenvalues that are 5 % too large."""
+    return [scaled(one) for one in found] if isinstance(found, list) else replace(found, values=1.05 * found.values)
+
+
+@pytest.mark.parametrize("name", ["softmax", "empirical_fisher"])
+def test_rows_disagree_if_eigenvalues_are_off(name, monkeypatch):
+    eig, rows = spectra.eig, import_module(f"scripts.validation.{name}").rows
+    monkeypatch.setattr(spectra, "eig", lambda *given, **settings: scaled(eig(*given, **settings)))
+    assert [row.name for row in rows() if row.agrees and "mean" not in row.name] == []
+
+
+def test_ranks_disagree_for_another_matrix(monkeypatch):
+    monkeypatch.setattr(spectra, "eig", partial(spectra.eig, curvature="ggn"))
+    assert not any(row.agrees for row in deep_linear.rows(((6, 5, 3), (5, 4, 6, 4, 3))))
 
 
 @pytest.mark.sampled(0)

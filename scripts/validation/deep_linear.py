@@ -29,11 +29,9 @@ def rows(architectures: tuple[tuple[int, ...], ...] = WIDTHS) -> Iterator[Row]:
         found = spectra.eig(model, nn.MSELoss(), (x, y), k=size, method="dense")
         values = np.abs(found.values)
         rank = int((values > 1e-10 * values.max()).sum())
-        yield Row(named(widths), SOURCE, expected_rank(widths), rank, 0.0, 0.0, f"of {size} parameters", found.products)
-
-
-def named(widths: tuple[int, ...]) -> str:
-    return f"rank of {'-'.join(map(str, widths))}"
+        name = f"rank of {'-'.join(map(str, widths))} (of {size})"
+        note = "random weights and 40 examples, without biases; in brackets the number of parameters"
+        yield Row(name, SOURCE, expected_rank(widths), rank, 0.0, 0.0, note, found.products)
 
 
 def expected_rank(widths: tuple[int, ...]) -> int:

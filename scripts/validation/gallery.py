@@ -28,12 +28,21 @@ TITLES = {  # by module, in the order in which they are shown
     "tiny_subspace": "Training in a tiny subspace",
     "edge_of_stability": "Edges of stability",
     "noise_scale": "Noise scale of linear regression",
+    "empirical_fisher": "Fisher and empirical Fisher",
+    "tangent_kernel": "The neural tangent kernel of wide ReLU networks",
+    "evidence": "Evidence of Bayesian linear regression",
+    "leave_one_out": "Influence in ridge regression",
+    "surgeon": "Optimal brain surgeon and damage",
+    "boltzmann": "Boltzmann machines of independent units",
+    "equilibrium": "Linear fixed points",
+    "trace_estimators": "Errors of trace estimators",
+    "finite_differences": "Errors of finite differences",
 }
 
 
 def published(row: Row) -> str:
     """The published value, with its relation: `6.25`, `< 1`."""
-    return f"{row.relation.replace('=', '')} {row.expected:.6g}".strip()
+    return f"{row.relation.replace('=', '')} {row.expected:.7g}".strip()
 
 
 def found(row: Row) -> str:
@@ -41,6 +50,11 @@ def found(row: Row) -> str:
     if row.error:
         return with_error(row.found, row.error, most=7, digits=1)
     return f"{row.found:.6g}"
+
+
+def notable(row: Row) -> bool:
+    """Whether the error of the theory is more than rounding."""
+    return row.finite > 1e-6 * abs(row.expected)
 
 
 def verdict(row: Row) -> str:
@@ -53,7 +67,7 @@ def text(rows: dict[str, Sequence[Row]]) -> str:
     for name, some in rows.items():
         lines += ["", TITLES[name]]
         for row in some:
-            theory = f" (theory ± {row.finite:.2g})" if row.finite > 1e-6 else ""
+            theory = f" (theory ± {row.finite:.2g})" if notable(row) else ""
             told = f"{published(row) + theory:<24} {found(row):<18} {verdict(row)}"
             lines += [f"  {row.name}", f"    {told}"] if len(row.name) > 34 else [f"  {row.name:<34} {told}"]
     every = [row for some in rows.values() for row in some]
@@ -91,7 +105,7 @@ def page(rows: dict[str, Sequence[Row]], made: dict[str, Any]) -> str:
                 "| number | published | theory at this size ± | found | agrees |\n| --- | --- | --- | --- | --- |"
             )
             for row in same:
-                finite = f"{row.finite:.2g}" if row.finite > 1e-6 else ""
+                finite = f"{row.finite:.2g}" if notable(row) else ""
                 parts.append(f"| {row.name} | {published(row)} | {finite} | {found(row)} | {verdict(row)} |")
             parts.append("")
     return "\n".join(parts)
@@ -147,6 +161,6 @@ def figure(rows: dict[str, Sequence[Row]]) -> Figure:
                 weight="bold",
             )
         axes.set_ylim(place + 1, -1)
-        axes.set_xlim(-0.05, max(2.1, 1.05 * np.max([row.found / row.expected for _, row in flat])))
+        axes.set_xlim(-0.05, max(1.3, 1.05 * np.max([row.found / row.expected for _, row in flat])))
         axes.set_xlabel(LABEL)
     return drawn

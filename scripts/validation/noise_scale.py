@@ -10,11 +10,11 @@ from torch import nn
 import spectra
 from scripts.validation.row import Row
 
-SOURCE = "McCandlish et al. 2018, on a closed form"
+SOURCE = "McCandlish et al. 2018; closed form"
 SIGMA = 2.0
 
 
-def rows(examples: int = 20000, inputs: int = 20) -> Iterator[Row]:
+def rows(examples: int = 80000, inputs: int = 20) -> Iterator[Row]:
     """The simple and the full noise scale, which are one where inputs are white: H = 2 I.
 
     Of y = x'w* + sigma e and the error r = x'(w - w*) - sigma e of an example, the gradient is 2 r x. With white x its

@@ -9,6 +9,7 @@ from torch import nn
 
 import spectra
 from scripts.validation.row import Row
+from scripts.validation.spiked import EDGE
 
 SOURCE = "Marchenko, Pastur 1967"
 
@@ -25,10 +26,11 @@ def rows(examples: int = 2000, inputs: int = 500) -> Iterator[Row]:
     for name, sign, value, residual in zip(("upper", "lower"), (1, -1), pairs.values, pairs.residuals, strict=True):
         unit = 2 * (1 + sign * root) * abs(1 + sign / root) ** (1 / 3) / examples ** (2 / 3)  # of Tracy and Widom
         edge = 2 * (1 + sign * root) ** 2
-        yield Row(f"{name} edge", SOURCE, edge, value, residual, 5 * unit, note, pairs.products)
+        yield Row(f"{name} edge", SOURCE, edge, value, residual, EDGE * unit, note, pairs.products)
     density = spectra.density(*problem, curvature="ggn", steps=60, probes=10)
-    bulk = spectra.summarise(density).marchenko_pastur
-    if bulk is not None and bulk.fits:
-        edge, of_one_matrix = bulk.edge, 10 / inputs
-        error = edge.standard_error + (edge.quadrature_error or 0.0)
-        yield Row("fitted edge", SOURCE, 2 * (1 + root) ** 2, edge.value, error, of_one_matrix, note, density.products)
+    edge = spectra.summarise(density).marchenko_pastur.edge
+    # The fitted mean deviates by sqrt(2 / dN) of itself, and the fitted d/N by (1 ± 2) / N (Ledoit, Wolf 2002).
+    expected = 2 * (1 + root) ** 2
+    finite = 3 * expected * (2 / (inputs * examples)) ** 0.5 + 2 * (1 + root) / root * 7 / examples
+    error = edge.standard_error + edge.quadrature_error
+    yield Row("fitted edge", SOURCE, expected, edge.value, error, finite, note, density.products)

@@ -1,4 +1,7 @@
-"""Training in the dominant subspace alone stalls, and training without it goes on: steps of SGD projected on either."""
+"""Training in the dominant subspace alone stalls, and training without it goes on: steps of SGD projected on either.
+
+Song, Ahn and Yun show this in plots. The bounds are ours: a tenth of the fall of the loss counts as stalled.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,10 @@ def rows(seeds: int = 3) -> Iterator[Row]:
             fallen[kept] = before - loss(model, images, targets)
         shares[:, seed] = fallen["dominant"] / fallen["all"], fallen["bulk"] / fallen["all"]
     note = f"500 digits, 64-32-32-10 with tanh, mse, {STEPS} steps after {BEFORE}, top {CLASSES} at each, {seeds} seeds"
-    for kept, values, relation in zip(("dominant", "bulk"), shares, "<>", strict=True):
+    for kept, values, relation, bound in zip(("dominant", "bulk"), shares, "<>", (0.1, 0.9), strict=True):
         error = float(values.std(ddof=1) / seeds**0.5)
         name = f"fall of the loss, {kept} subspace over all"
-        yield Row(name, SOURCE, 0.5, float(values.mean()), error, 0.0, note, products, relation)
+        yield Row(name, SOURCE, bound, float(values.mean()), error, 0.0, note, products, relation)
 
 
 def network(seed: int) -> nn.Module:
