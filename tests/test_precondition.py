@@ -354,8 +354,8 @@ def test_comparisons_have_one_preconditioner(found):
     }
     own = spectra.preconditioner(spectra.read_optimizer("last.pt"), model)
     compared = spectra.compare(curvatures, k=2, probes=2, steps=0, precondition=own)
-    for portrait, expected in zip(compared.portraits.values(), (dense_matrices[0], dense_matrices[2]), strict=True):
-        assert portrait.eigenpairs.values[0].item() == pytest.approx(by_falling(expected)[0], rel=1e-6)
+    for summary, expected in zip(compared.summaries.values(), (dense_matrices[0], dense_matrices[2]), strict=True):
+        assert summary.eigenpairs.values[0].item() == pytest.approx(by_falling(expected)[0], rel=1e-6)
 
 
 def test_least_squares(found):

@@ -15,7 +15,7 @@ from spectra.records.record import Record
 COMMANDS = {name: cli_command(name) for name in with_results()}
 
 
-def ways(path: Path, record: Record) -> list[list[str]]:
+def repeat_commands(path: Path, record: Record) -> list[list[str]]:
     """The command lines that repeat a result: one with its options, if they still mean the same, and one with --config.
 
     There is none for a result without options, as `spectra.watch` writes, with options that are refused now, or with a
@@ -24,7 +24,7 @@ def ways(path: Path, record: Record) -> list[list[str]]:
     command, asked = COMMANDS[record.command], record.problem.options
     if record.problem.get("precondition") and isinstance(asked, dict) and not asked.get("precondition"):
         return []
-    if not isinstance(asked, dict) or read_again(command, words_of(command, asked)) is None:
+    if not isinstance(asked, dict) or parsed_options(command, words_of(command, asked)) is None:
         return []
     named = [(name, text) for name in RUN for text in as_list(asked.get(name))]
     code = [(name, text) for name, text in named if isinstance(text, str) and is_strange(text, name)]
@@ -47,7 +47,7 @@ def command_line(record: Record) -> list[str]:
     if asked is None:
         return []
     words = words_of(command, asked)
-    return ["spectra", command.name, *words] if read_again(command, words) == asked else []
+    return ["spectra", command.name, *words] if parsed_options(command, words) == asked else []
 
 
 def words_of(command: click.Command, asked: dict[str, Any]) -> list[str]:
@@ -68,7 +68,7 @@ def typed(option: click.Option, value: Any) -> list[str]:
     return [name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
-def read_again(command: click.Command, words: list[str]) -> dict[str, Any] | None:
+def parsed_options(command: click.Command, words: list[str]) -> dict[str, Any] | None:
     """The options that the command reads from these words, as a record lists them; None if it refuses them."""
     try:
         with command.make_context(command.name, list(words)) as context:

@@ -28,10 +28,10 @@ TRUST_PLAN = click.option(
 )
 
 
-def vouched(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+def trusted_value(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Return the value of an option that names code. Raises SpectraError if a file names code that it may not name."""
     if isinstance(value, tuple):
-        return tuple(vouched(context, parameter, one) for one in value)
+        return tuple(trusted_value(context, parameter, one) for one in value)
     if value is None or context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT_MAP:
         return value
     path, a_result = context.meta[NAMED_BY]
@@ -49,7 +49,7 @@ def vouched(context: click.Context, parameter: click.Parameter, value: Any) -> A
     raise SpectraError(f"--config {quoted(path)}: names {option} {quoted(value)}, {text}; {WAY_OUT.format(option)}")
 
 
-def refuse_elsewhere(path: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
+def refuse_untrusted_plan(path: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise SpectraError if a plan names code of Python's standard library, or code that is not beside the plan.
 
     Args:

@@ -10,7 +10,7 @@ from spectra.inputs.data import load_data
 from spectra.inputs.devices import brought
 from spectra.inputs.items import wanted_by
 from spectra.inputs.transform import choose_transform
-from spectra.memory import taking_memory
+from spectra.memory import explain_out_of_memory
 from spectra.problem.problem import Problem
 
 OPTION = "`held_out`"
@@ -29,7 +29,7 @@ def on_other_data(problem: Problem, data: str, transform: str | None, model: str
         SpectraError: the data cannot be loaded, or the model fails on them.
     """
     try:
-        with taking_memory(f"{OPTION} {data}", "name fewer examples"):
+        with explain_out_of_memory(f"{OPTION} {data}", "name fewer examples"):
             wanted, width = wanted_by(problem.loss, problem.model, model), max(map(len, problem.batches))
             chosen = choose_transform(transform, model)
             examples = load_data(data, None, problem.seed, chosen, wanted, width)

@@ -11,11 +11,11 @@ import torch
 from spectra.comparison.batch_products import TAKEN_FOR, batch_products, in_usual_batches
 from spectra.comparison.causes import Cause as Reason
 from spectra.comparison.causes import causes
-from spectra.comparison.comparison import Comparison, compare, refuse_alone
+from spectra.comparison.comparison import Comparison, compare, refuse_single_matrix
 from spectra.comparison.held_out import on_other_data
-from spectra.comparison.portrait import Portrait, timed
+from spectra.comparison.portrait import MatrixSummary, timed
 from spectra.comparison.residuals import residuals
-from spectra.comparison.subsample import BySize, chains, refuse_sizes
+from spectra.comparison.subsample import SubsetEigenvalues, chains, refuse_sizes
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.gram import Factor
 from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, K
@@ -71,7 +71,7 @@ class CompareSettings:
 
     def refuse(self, matrices: Sequence[str]) -> None:
         if not self.parts:
-            refuse_alone(dict.fromkeys(matrices), "curvature", "name two matrices or more, or a `loss_part`")
+            refuse_single_matrix(dict.fromkeys(matrices), "curvature", "name two matrices or more, or a `loss_part`")
         if self.parts and (self.held_out or self.subsample):
             raise SpectraError("`loss_part`: cannot be combined with `held_out` or `subsample`; leave one out")
         if self.subsample:
@@ -85,7 +85,7 @@ class CompareSettings:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonRecord:
     """The record of a comparison, and the data of its figures."""
 
     record: Record
@@ -93,7 +93,7 @@ class Compared:
     held_out: dict[str, Comparison]  # of each matrix with the same matrix on the held-out data, if there are any
 
 
-class Comparing:
+class OperatorComparison:
     """A comparison of matrices in a session."""
 
     def __init__(self, session: Session[CompareSettings]):
@@ -101,24 +101,26 @@ class Comparing:
         self.together = Together(session, len(session.names) * (1 + len(self.asked.parts)) + 2)
         self.products = (self.asked.probes + 1) * self.asked.steps
 
-    def all_of_it(self) -> Compared:
+    def all_of_it(self) -> ComparisonRecord:
         """Compare distances, eigenspaces and spectra of the matrices."""
         matrices = {name: self.together.of(name, self.products) for name in self.session.names}
         comparison = self.compared(matrices)
         found = self.measured(matrices, comparison)
         results = [CompareResult.of(m, self.asked.k, outliers_of(m.answer.measure, None)) for m in found]
         pairs = [Pair.of(pair, comparison.dimension) for pair in comparison.pairs]
-        return Compared(self.session.record(found, results, pairs=pairs, causes=[]), comparison, {})
+        return ComparisonRecord(self.session.record(found, results, pairs=pairs, causes=[]), comparison, {})
 
     def measured(self, matrices: Mapping[str, Prepared], comparison: Comparison) -> list[Measurement]:
         """The measurement of each matrix alone."""
         return [
             replace(matrices[name].measured(p, p.products, p.seconds), curvature=name)
-            for name, p in comparison.portraits.items()
+            for name, p in comparison.summaries.items()
         ]
 
-    def compared(self, matrices: Mapping[str, Prepared], known: Mapping[str, Portrait] | None = None) -> Comparison:
-        """Check and compare matrices given by name; `known` are portraits of an earlier comparison."""
+    def compared(
+        self, matrices: Mapping[str, Prepared], known: Mapping[str, MatrixSummary] | None = None
+    ) -> Comparison:
+        """Check and compare matrices given by name; `known` are summaries of an earlier comparison."""
         known = known or {}
         for name, matrix in matrices.items():
             if name not in known:
@@ -140,10 +142,10 @@ class Comparing:
         return torch.Generator().manual_seed(self.session.request.seed)
 
 
-class ComparingNetworks(Comparing):
+class NetworkComparison(OperatorComparison):
     """A comparison of matrices of a network, also for parts of the loss and other data, with causes of differences."""
 
-    def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None = None) -> Compared:
+    def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None = None) -> ComparisonRecord:
         """Compute everything that was requested; `other` is the problem on the held-out data and its description."""
         problem, names, k = self.session.problem, self.session.names, self.asked.k
         matrices = {name: self.together.matrix(problem, name, self.products) for name in names}
@@ -159,7 +161,7 @@ class ComparingNetworks(Comparing):
         results = [CompareResult.of(m, k, outliers_of(m.answer.measure, classes)) for m in found]
         if by_size:
             results = [one.changed(converged=one.converged and by_size[one.curvature].converged) for one in results]
-        here = {name: portrait.eigenpairs.values.numpy() for name, portrait in comparison.portraits.items()}
+        here = {name: summary.eigenpairs.values.numpy() for name, summary in comparison.summaries.items()}
         samples = sum(map(len, self.session.problem.batches))
         record = self.session.record(
             [],
@@ -170,7 +172,7 @@ class ComparingNetworks(Comparing):
             subsample=[Subsample.of(name, one, here[name], samples) for name, one in by_size.items()] or None,
             class_structure=structure,
         )
-        return Compared(record, comparison, again)
+        return ComparisonRecord(record, comparison, again)
 
     def of_parts(self, names: Sequence[str]) -> dict[str, Prepared]:
         """The matrices of each requested part of the loss, named `matrix, part`."""
@@ -188,7 +190,7 @@ class ComparingNetworks(Comparing):
             return []
         problem, batch, probes = self.session.problem, None, self.asked.probes
         gradient = mean_gradient(problem)
-        held = [portrait for name, portrait in comparison.portraits.items() if name in TAKEN_FOR]
+        held = [summary for name, summary in comparison.summaries.items() if name in TAKEN_FOR]
         if held and not problem.weight_decay and self.limit is None:
             split = problem if self.session.request.named.get("batch_size") else in_usual_batches(problem)
             batches = self.together.matrix(split, "fisher-batch", probes, "batches").operator
@@ -200,14 +202,14 @@ class ComparingNetworks(Comparing):
 
     def levels(self, comparison: Comparison) -> ClassStructure | None:
         """The class structure of the GGN, if it is among the matrices and fits in memory."""
-        problem, portraits = self.session.problem, comparison.portraits
-        portrait = portraits.get("ggn", portraits.get("fisher"))
-        if portrait is None or not portrait.eigenpairs.values.isfinite().all():
+        problem, summaries = self.session.problem, comparison.summaries
+        summary = summaries.get("ggn", summaries.get("fisher"))
+        if summary is None or not summary.eigenpairs.values.isfinite().all():
             return None
-        estimated = portrait.trace.value - problem.weight_decay * problem.size if portrait.trace else None
-        exact = Factor(problem, "ggn").trace_work() <= portrait.products
+        estimated = summary.trace.value - problem.weight_decay * problem.size if summary.trace else None
+        exact = Factor(problem, "ggn").trace_work() <= summary.products
         try:
-            return ClassStructure.of(class_structure(problem, portrait.eigenpairs, None if exact else estimated))
+            return ClassStructure.of(class_structure(problem, summary.eigenpairs, None if exact else estimated))
         except SpectraError as error:
             self.session.listener.note(str(error))
             return None
@@ -220,16 +222,16 @@ class ComparingNetworks(Comparing):
         for name, matrix in matrices.items():
             there = on_held_out_data(name)
             two = {name: matrix, there: self.together.matrix(other, name, self.products, there)}
-            comparisons[name] = one = self.compared(two, {name: comparison.portraits[name]})
-            portrait = one.portraits[there]
-            measurement = two[there].measured(portrait, portrait.products, portrait.seconds)
+            comparisons[name] = one = self.compared(two, {name: comparison.summaries[name]})
+            summary = one.summaries[there]
+            measurement = two[there].measured(summary, summary.products, summary.seconds)
             found.append(replace(measurement, curvature=there))
         return found, comparisons
 
-    def on_subsets(self, sizes: Sequence[int]) -> dict[str, BySize]:
+    def on_subsets(self, sizes: Sequence[int]) -> dict[str, SubsetEigenvalues]:
         """Find the largest eigenvalues of each matrix on subsets of these sizes."""
         names, k = self.session.names, self.asked.k
-        found = {name: BySize() for name in names}
+        found = {name: SubsetEigenvalues() for name in names}
         for chain, size, problem in chains(self.session.problem, sizes, self.session.request.seed):
             for name in names:
                 what = f"{name}, {size} examples, {chain + 1}"
@@ -241,19 +243,19 @@ class ComparingNetworks(Comparing):
         return found
 
 
-def compare_matrices(session: Session[CompareSettings]) -> Compared:
+def compare_matrices(session: Session[CompareSettings]) -> ComparisonRecord:
     """Compare the requested matrices."""
     session.load()
     if not isinstance(session.subject, Network):
         with session.resumable():
-            return Comparing(session).all_of_it()
-    refuse_left_alone(session)
+            return OperatorComparison(session).all_of_it()
+    refuse_undefined_defaults(session)
     other = other_data(session)
     with session.resumable():
-        return ComparingNetworks(session).all_of_it(other)
+        return NetworkComparison(session).all_of_it(other)
 
 
-def refuse_left_alone(session: Session[CompareSettings]) -> None:
+def refuse_undefined_defaults(session: Session[CompareSettings]) -> None:
     """Raise SpectraError where the loss has only one of the matrices that are compared by default."""
     asked, names = session.request.curvature, session.names
     if len(names) > 1 or len(asked) < 2 or session.request.settings.parts:

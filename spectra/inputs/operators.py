@@ -32,7 +32,7 @@ from spectra.inputs.devices import named_dtype
 from spectra.inputs.given import GIVEN
 from spectra.inputs.origin import is_code, is_path, place_of
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest, told_missing
-from spectra.memory import taking_memory
+from spectra.memory import explain_out_of_memory
 from spectra.quoting import quoted
 from spectra.records.problem import OperatorRecord
 
@@ -97,7 +97,7 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
     """Load one operator from its name, or convert a given object. Raises SpectraError."""
     start = time.perf_counter()
     spec = quoted(given) if isinstance(given, str) else f"{type(given).__name__} {GIVEN}"
-    with taking_memory(f"{OPTION} {spec}", "use a smaller matrix, or a function that multiplies by it"):
+    with explain_out_of_memory(f"{OPTION} {spec}", "use a smaller matrix, or a function that multiplies by it"):
         value, name, digest = found_at(given) if isinstance(given, str) else (given, type(given).__name__, None)
         notes: list[str] = []
         with errors_about(spec):

@@ -26,7 +26,7 @@ from spectra.inputs.stacking import named
 from spectra.inputs.transform import choose_transform
 from spectra.inputs.user_loss import part_of
 from spectra.inputs.weights import model_on, refuse_of_names
-from spectra.memory import taking_memory
+from spectra.memory import explain_out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, inputs_apart, refuse_wrt
@@ -144,7 +144,7 @@ def load_problem(
 
     begins("reading the data")
     typed |= names_of(model, objective, data, loss) | {"dtype": str(place[1]).removeprefix("torch.")}
-    with taking_memory(f"`data` {typed['data']}", "take fewer `samples`"):
+    with explain_out_of_memory(f"`data` {typed['data']}", "take fewer `samples`"):
         wanted = wanted_by(objective, network, typed["model"])
         if isinstance(data, str):
             view = choose_transform(transform, typed["model"])

@@ -30,14 +30,14 @@ OTHERS = 3  # batches
 GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
-def refuse_chance(problem: Problem) -> None:
+def refuse_random_output(problem: Problem) -> None:
     """Raise SpectraError if the output for the same examples changes from call to call."""
     batch = fewest(problem)
     calls = CALLS if len(batch) <= FEW else 2
     with without_side_effects(problem.model):
         before = draws()
         expected = by_example(problem, problem.call(batch), batch)
-        if draws() != before or keeps_generator(problem):
+        if draws() != before or has_generator(problem):
             calls = CALLS_WITH_CHANCE
         for number in range(1, calls):
             reseed(number)
@@ -50,7 +50,7 @@ def fewest(problem: Problem) -> Batch:
     return batch if attempted(problem, batch, slice(FEW)) is None else batch.part(slice(FEW))
 
 
-def keeps_generator(problem: Problem) -> bool:
+def has_generator(problem: Problem) -> bool:
     """Whether a module holds a random generator of its own."""
     values = (value for module in modules(problem.model) for value in vars(module).values())
     return any(isinstance(value, GENERATORS) for value in values)

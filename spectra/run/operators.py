@@ -20,7 +20,7 @@ from spectra.errors import SpectraError, describe
 from spectra.inputs.description import versions
 from spectra.inputs.devices import choose_device, recorded_device
 from spectra.inputs.operators import GivenOperator, Operators
-from spectra.memory import shortage, taking_memory
+from spectra.memory import explain_out_of_memory, out_of_memory_cause
 from spectra.operator import Shaped, SymmetricOperator, Wrapper
 from spectra.problem.problem import Processes
 from spectra.records.problem import ProblemRecord
@@ -89,7 +89,7 @@ class GivenMatrix(Wrapper):
         except SpectraError:
             raise
         except Exception as error:
-            if shortage(error):
+            if out_of_memory_cause(error):
                 raise
             text = f"a product failed ({describe(error)}); fix its code (SPECTRA_TRACEBACK=1 shows where)"
             raise SpectraError(f"`operator` {self.given.record.spec}: {text}") from error
@@ -175,7 +175,7 @@ class GivenOperators:
     def _placed(self, given: GivenOperator, device: torch.device) -> GivenMatrix:
         """Move the matrix to the device; each of several processes takes its rows of entries."""
         operator, mesh = given.operator, getattr(self._processes, "mesh", None)
-        with taking_memory("`device`", f"the matrix does not fit on {device}; use `device` cpu"):
+        with explain_out_of_memory("`device`", f"the matrix does not fit on {device}; use `device` cpu"):
             if mesh is not None:
                 operator = Replicated(operator, mesh, device)
             elif isinstance(operator, Tensor):

@@ -17,7 +17,7 @@ from typing import Any, Generic, cast
 import torch
 
 from spectra.cluster import ranks
-from spectra.curvature.engine.choices import Choices
+from spectra.curvature.engine.choices import Autotuner
 from spectra.curvature.finite_differences import FORMS, FiniteDifferences
 from spectra.curvature.operator import Curvature
 from spectra.defaults import EXACT
@@ -25,7 +25,7 @@ from spectra.devices import as_current
 from spectra.errors import SpectraError
 from spectra.inputs.operators import Operators
 from spectra.krylov.results import Eigenpairs
-from spectra.memory import host_share, memory_share, settled_basis, settled_share, taking_memory
+from spectra.memory import explain_out_of_memory, fixed_basis_place, fixed_memory_share, host_share, memory_share
 from spectra.operator import Counting, SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem, Processes
 from spectra.quoting import quoted
@@ -104,7 +104,7 @@ class Session(Generic[S]):
             self._stack.enter_context(as_current(device))
             share = settled["memory_share"] if settled else memory_share(device)
             share = self.processes.least(share)
-            self._stack.enter_context(settled_share(share))
+            self._stack.enter_context(fixed_memory_share(share))
             self._stack.enter_context(torch.inference_mode(False))  # autograd is on, whatever the caller has set
             self._stack.enter_context(self.subject.undisturbed())
             self.subject.load(self.processes, line.stage)
@@ -131,10 +131,10 @@ class Session(Generic[S]):
         on_cpu = space.device.type == "cpu"
         share = before.get("host_share", 0 if on_cpu else self.processes.least(host_share()))
         place = before.get("basis", "auto") if asked == "auto" else asked
-        with settled_basis(place, share):
+        with fixed_basis_place(place, share):
             found = self.request.settings.basis(space)
         place = basis.name_of(found, space) if found else place
-        self._stack.enter_context(settled_basis(place, share))
+        self._stack.enter_context(fixed_basis_place(place, share))
         notes = list(basis.notes(found, space, asked)) if found else []
         return {"basis": place, "host_share": share}, notes
 
@@ -198,7 +198,7 @@ class Session(Generic[S]):
         if self.request.products != EXACT:
             form, step = FORMS[self.request.products], self.request.difference_step
             return FiniteDifferences(problem, form, step, memory, expected, self.request.check, self.listener.note)
-        choices = Choices(self.state.choices if self.state else None)
+        choices = Autotuner(self.state.choices if self.state else None)
         return Curvature(
             problem,
             name,
@@ -269,7 +269,7 @@ class Session(Generic[S]):
     def resumable(self) -> Iterator[None]:
         """A context that reports where an interrupted run is saved, and removes it after an error that would recur."""
         try:
-            with taking_memory(*self.request.settings.less_memory):
+            with explain_out_of_memory(*self.request.settings.less_memory):
                 yield
         except SpectraError:
             if self.state and not self.state.settled:  # otherwise the work of an earlier run would be lost

@@ -18,7 +18,7 @@ from spectra.curvature.engine.choices import fingerprint
 from spectra.curvature.engine.compilation import compiled
 from spectra.curvature.engine.cuda_graphs import Captured, Graphs
 from spectra.curvature.engine.differentiation import Apply
-from spectra.curvature.engine.widths import Widths
+from spectra.curvature.engine.widths import BlockWidths
 
 Run = Callable[[Tensor], Tensor]
 
@@ -33,10 +33,10 @@ class Execution:
 
     def graph(self, width: int) -> Any:
         """The product with this number of vectors at once. Raises an error of PyTorch where it cannot be written."""
-        from spectra.curvature.engine.columns import together
+        from spectra.curvature.engine.columns import vectorized
 
         if width not in self._graphs:
-            self._graphs[width] = overwriting(together(self.second, width))
+            self._graphs[width] = overwriting(vectorized(self.second, width))
         return self._graphs[width]
 
     def function(self, width: int) -> Callable[..., Tensor]:
@@ -96,7 +96,7 @@ class BatchProduct:
         self,
         execution: Execution,
         residuals: Sequence[Tensor],
-        widths: Widths,
+        widths: BlockWidths,
         graphs: Graphs | None = None,
         lower: BatchProduct | None = None,
     ):
