@@ -40,7 +40,7 @@ from spectra.defaults import (
 )
 from spectra.errors import ArgumentError, SpectraError
 from spectra.given_operator import size_of
-from spectra.inputs.devices import choose_place
+from spectra.inputs.devices import choose_device_and_dtype
 from spectra.inputs.given import called_program, own_loss
 from spectra.inputs.loss_options import loss_name
 from spectra.inputs.operators import Operators
@@ -694,7 +694,7 @@ def problem_of(
             raise SpectraError(f"`model`: expected a module, got the class {name}; call it first: {name}(...)")
         came = getattr(model, "__name__", type(model).__name__)
         raise SpectraError(f"`model`: expected a module, a name or a Problem, got {came}")
-    device, dtype = choose_place(model, checked.get("device"), checked.get("dtype"))
+    device, dtype = choose_device_and_dtype(model, checked.get("device"), checked.get("dtype"))
     loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
     kind = str(dtype).removeprefix("torch.")
     recorded = {name: checked.get(name, default) for name, default in DEFAULTS.items()}

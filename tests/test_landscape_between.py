@@ -21,7 +21,7 @@ from spectra.steps.directions import CHECKPOINT
 from spectra.surfaces.barrier import barrier
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, RANDOM, Direction, numbered
 from spectra.surfaces.example_losses import example_losses
-from spectra.surfaces.given import DirectionMaker
+from spectra.surfaces.given import TrainingDirectionMaker
 from spectra.surfaces.landscape import ROOM, Grid, Point, between, landscape
 from spectra.surfaces.other_checkpoint import read_other_checkpoint
 from spectra.surfaces.plane import frame, side
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def given(problem, *names, checkpoint=None, optimizer=None):
-    return DirectionMaker(problem, Point.of(problem).gradient, checkpoint, None, optimizer)(names)
+    return TrainingDirectionMaker(problem, Point.of(problem).gradient, checkpoint, None, optimizer)(names)
 
 
 def looked_at(problem, *along, points=None, radius=None, more=None, **options):

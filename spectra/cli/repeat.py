@@ -9,7 +9,7 @@ import click
 
 from spectra.cli.config import plain, recorded
 from spectra.commands import cli_command, with_results
-from spectra.inputs.origin import RUN, is_strange
+from spectra.inputs.origin import RUN, is_third_party
 from spectra.records.record import Record
 
 COMMANDS = {name: cli_command(name) for name in with_results()}
@@ -27,7 +27,7 @@ def repeat_commands(path: Path, record: Record) -> list[list[str]]:
     if not isinstance(asked, dict) or parsed_options(command, words_of(command, asked)) is None:
         return []
     named = [(name, text) for name in RUN for text in as_list(asked.get(name))]
-    code = [(name, text) for name, text in named if isinstance(text, str) and is_strange(text, name)]
+    code = [(name, text) for name, text in named if isinstance(text, str) and is_third_party(text, name)]
     typed_again = [word for name, text in code for word in (f"--{name.replace('_', '-')}", text)]
     by_file = ["spectra", command.name, "--config", str(path), *typed_again]  # a file may not name code
     return [line for line in (command_line(record), by_file) if line]

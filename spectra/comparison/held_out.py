@@ -7,8 +7,8 @@ from dataclasses import replace
 from spectra.curvature.evaluation import evaluate
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
-from spectra.inputs.devices import brought
-from spectra.inputs.items import wanted_by
+from spectra.inputs.devices import batch_to_device
+from spectra.inputs.items import item_requirements
 from spectra.inputs.transform import choose_transform
 from spectra.memory import explain_out_of_memory
 from spectra.problem.problem import Problem
@@ -30,10 +30,10 @@ def on_other_data(problem: Problem, data: str, transform: str | None, model: str
     """
     try:
         with explain_out_of_memory(f"{OPTION} {data}", "name fewer examples"):
-            wanted, width = wanted_by(problem.loss, problem.model, model), max(map(len, problem.batches))
+            wanted, width = item_requirements(problem.loss, problem.model, model), max(map(len, problem.batches))
             chosen = choose_transform(transform, model)
             examples = load_data(data, None, problem.seed, chosen, wanted, width)
-            batches = [brought(batch, problem.device, problem.dtype) for batch in examples.cut(width)]
+            batches = [batch_to_device(batch, problem.device, problem.dtype) for batch in examples.cut(width)]
         other = replace(problem, batches=batches)
         value = evaluate(other)
     except SpectraError as error:

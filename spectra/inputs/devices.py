@@ -29,7 +29,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(f"`device` {name}: is not available ({describe(error)}); use cpu, or auto") from error
     if device.type == "cuda":
-        return choose_card(device)
+        return choose_cuda_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise SpectraError(f"`device` {name}: torch finds no Apple GPU here; use `device` cpu, or auto")
     try:
@@ -38,7 +38,7 @@ def choose_device(name: str | torch.device) -> torch.device:
         raise ArgumentError(f"`device` {name}: is not available ({describe(error)}); use cpu, or auto") from error
 
 
-def choose_card(device: torch.device) -> torch.device:
+def choose_cuda_device(device: torch.device) -> torch.device:
     """Return a CUDA device with its index. Raises SpectraError where it does not exist."""
     if not torch.cuda.is_available():
         raise SpectraError(f"`device` {device}: torch finds no CUDA device here; use `device` cpu, or auto")
@@ -62,7 +62,7 @@ def choose_own_device(model: str | nn.Module, device: str | torch.device | None)
     return choose_device("auto" if device is None else device)
 
 
-def choose_place(
+def choose_device_and_dtype(
     model: str | nn.Module, device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> tuple[torch.device, torch.dtype]:
     """Return the device and dtype of a problem: as requested, else those of a module, else auto and float32.
@@ -111,7 +111,7 @@ def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return map_tensors(moved, tree)
 
 
-def brought(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+def batch_to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """Move a batch to `device`, and cast its floating and complex tensors to the precision of `dtype`."""
     inputs, targets = cast_tensors((batch.inputs, batch.targets), device, dtype)
     return Batch(inputs, targets, batch.indices.to(device))

@@ -31,7 +31,7 @@ from spectra.inputs.checkpoint_folder import sha256
 from spectra.inputs.devices import named_dtype
 from spectra.inputs.given import GIVEN
 from spectra.inputs.origin import is_code, is_path, place_of
-from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest, told_missing
+from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest, unreadable_reason
 from spectra.memory import explain_out_of_memory
 from spectra.quoting import quoted
 from spectra.records.problem import OperatorRecord
@@ -164,7 +164,9 @@ def found_at(spec: str) -> tuple[Any, str, str | None]:
     except SpectraError:
         raise
     except OSError as error:
-        text = told_missing(path, "there is no such file") if isinstance(error, FileNotFoundError) else error.strerror
+        text = (
+            unreadable_reason(path, "there is no such file") if isinstance(error, FileNotFoundError) else error.strerror
+        )
         raise input_error(OPTION, spec, f"{text or describe(error)}; check the path") from error
     return found, path.name[: -len(suffix)] or path.name, digest
 

@@ -15,17 +15,17 @@ from spectra.curvature.checks.loss_checks import takes_whole_batches
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
 from spectra.inputs.data import load_data
 from spectra.inputs.description import names_of, problem_record
-from spectra.inputs.devices import brought, choose_place
+from spectra.inputs.devices import batch_to_device, choose_device_and_dtype
 from spectra.inputs.examples import Data
 from spectra.inputs.given import own_data, own_loss
 from spectra.inputs.graphs import graph_notes
-from spectra.inputs.items import refuse_other_names, refuse_weights, unnamed_arguments, wanted_by
+from spectra.inputs.items import item_requirements, refuse_other_names, refuse_weights, unnamed_arguments
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model_loss import recognise
 from spectra.inputs.stacking import named
 from spectra.inputs.transform import choose_transform
 from spectra.inputs.user_loss import part_of
-from spectra.inputs.weights import model_on, refuse_of_names
+from spectra.inputs.weights import prepare_model, refuse_of_names
 from spectra.memory import explain_out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
@@ -49,7 +49,7 @@ class Loaded:
     problem: Problem
     record: ProblemRecord
     checkpoint: dict[str, Any] | None = None  # what load_checkpoint returned
-    told: tuple[str, ...] = ()  # notes on how the data were read, shown before the work begins
+    data_notes: tuple[str, ...] = ()  # notes on how the data were read, shown before the work begins
 
 
 def ignore_stage(_stage: str) -> None:
@@ -131,12 +131,12 @@ def load_problem(
     require_number("weight_decay", weight_decay, finite=True)
     refuse_wrt(wrt, params, weight_decay)
 
-    place = choose_place(model, device, dtype)
+    place = choose_device_and_dtype(model, device, dtype)
     objective = build_loss(loss, *place) if isinstance(loss, str) else own_loss(loss, *place)
     objective = part_of(objective, loss_part)
 
     begins("building the model, reading its weights")
-    weighted = model_on(model, checkpoint, checkpoint_key, seed, place, params)
+    weighted = prepare_model(model, checkpoint, checkpoint_key, seed, place, params)
     network, parameters = weighted.model, choose_parameters(weighted.model, params) if wrt == PARAMETERS else {}
     size = sum(p.numel() for p in parameters.values())
     if not isinstance(objective, ModelLoss) and wrt == PARAMETERS:  # a ModelLoss is recognised after the data are read
@@ -145,7 +145,7 @@ def load_problem(
     begins("reading the data")
     typed |= names_of(model, objective, data, loss) | {"dtype": str(place[1]).removeprefix("torch.")}
     with explain_out_of_memory(f"`data` {typed['data']}", "take fewer `samples`"):
-        wanted = wanted_by(objective, network, typed["model"])
+        wanted = item_requirements(objective, network, typed["model"])
         if isinstance(data, str):
             view = choose_transform(transform, typed["model"])
             examples = load_data(data, samples, seed, view, wanted, batch_size)
@@ -161,7 +161,7 @@ def load_problem(
             if wanted.forwards:
                 refuse_weights(given[0].inputs, wanted.takes, typed["data"])
             ignored = unnamed_arguments(given[0].inputs, wanted.takes)
-        given = [brought(batch, *place) for batch in given]
+        given = [batch_to_device(batch, *place) for batch in given]
     told = [*ignored, *examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
     if isinstance(objective, CrossEntropy) and objective.shift:
         told.append("labels are the next tokens: they were shifted by one place here")
@@ -197,7 +197,7 @@ def load_problem(
         if isinstance(objective, CustomLoss | BatchLoss):  # their value may depend on the batches
             value = evaluate(problem)
 
-    typed |= {"params": list(params), "transform": examples.transform, **facts_of(weighted.checkpoint)}
+    typed |= {"params": list(params), "transform": examples.transform, **checkpoint_fields(weighted.checkpoint)}
     remarks = [*told, *graph_notes(network, given)]
     record = problem_record(problem, typed, value, [*remarks, *weighted.notes])
     return Loaded(problem, record, weighted.checkpoint, tuple(told))
@@ -211,7 +211,7 @@ def cut(batches: Sequence[Batch], size: int, whole: bool) -> Sequence[Batch]:
     return cut_batches(every.inputs, every.targets, every.indices, size)
 
 
-def facts_of(checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+def checkpoint_fields(checkpoint: dict[str, Any] | None) -> dict[str, Any]:
     """Return the fields of a problem's record that describe a checkpoint; all are None without one."""
     found = {f"checkpoint_{name}": checkpoint and checkpoint[name] for name in ("key", "prefix", "added", "sha256")}
     return found | {"checkpoint_ignored": checkpoint and len(checkpoint["ignored"])}

@@ -23,7 +23,7 @@ LARGE_MODEL = "use `dtype` float32 and `device` cpu, or a machine with more memo
 
 
 @dataclass(frozen=True)
-class Weighted:
+class ModelWithWeights:
     """A model with its weights, and notes for the record."""
 
     model: nn.Module
@@ -31,26 +31,26 @@ class Weighted:
     notes: Sequence[str]
 
 
-def model_on(
+def prepare_model(
     model: str | nn.Module,
     checkpoint: str | Path | None,
     checkpoint_key: str | None,
     seed: int,
     place: tuple[torch.device, torch.dtype],
     params: Sequence[str],
-) -> Weighted:
+) -> ModelWithWeights:
     """Load a named model and its weights, or take the caller's own, on a device and in a dtype. Raises SpectraError."""
     if isinstance(model, nn.Module):
         refuse_of_names(
             {"checkpoint": checkpoint, "checkpoint_key": checkpoint_key}, "load the weights into `model` yourself"
         )
         network, notes = own_model(model, *place)
-        return Weighted(network, None, notes)
+        return ModelWithWeights(network, None, notes)
     network, loaded, notes = load_model(model, checkpoint, checkpoint_key, seed, place[1], params)
     with explain_out_of_memory(f"`model` {model}", LARGE_MODEL):
         network = cast(network, *place)
     notes = [*notes, *renormalise_embeddings(network), *adapter_notes(loaded, network, params)]
-    return Weighted(network, loaded, notes)
+    return ModelWithWeights(network, loaded, notes)
 
 
 def load_model(

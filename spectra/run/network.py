@@ -19,7 +19,7 @@ from spectra.curvature.matrices import KERNELS
 from spectra.curvature.operator import Curvature
 from spectra.inputs.problem import Loaded
 from spectra.operator import SymmetricOperator, mesh_of
-from spectra.optimizer.given import Given
+from spectra.optimizer.given import PreconditionerSpec
 from spectra.optimizer.preconditioner import Preconditioner, second_decay
 from spectra.problem.by_inputs import InputProblem
 from spectra.problem.problem import Problem, Processes
@@ -76,12 +76,12 @@ class Network:
 
     def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
         self.loaded, names = load(self.request, processes, begins)
-        self.names, self.about, self.told = tuple(dict.fromkeys(names)), self.loaded.record, self.loaded.told
+        self.names, self.about, self.told = tuple(dict.fromkeys(names)), self.loaded.record, self.loaded.data_notes
         if given := self.request.preconditioner:
             begins("the preconditioner")
             self._load_preconditioner(given)
 
-    def _load_preconditioner(self, given: Given) -> None:
+    def _load_preconditioner(self, given: PreconditionerSpec) -> None:
         self.preconditioner, record = given.load(self.problem.model, self.problem.parameters)
         self.about = self.about.changed(precondition=record)
         if self.problem.weight_decay and self.preconditioner.decay is not None:

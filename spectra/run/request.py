@@ -15,7 +15,7 @@ from spectra.inputs.operators import Operators
 from spectra.krylov.methods import EIG_BLOCKS, TRACE_BLOCKS
 from spectra.krylov.placement import Placement
 from spectra.operator import Shaped
-from spectra.optimizer.given import Given
+from spectra.optimizer.given import PreconditionerSpec
 from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, refuse_wrt
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
@@ -159,11 +159,13 @@ class Request(Generic[S]):
             self.arrays_of_earlier()
 
     @property
-    def preconditioner(self) -> Given | None:
+    def preconditioner(self) -> PreconditionerSpec | None:
         """The preconditioner as given; None if there is none."""
-        return None if self.precondition is None else Given(self.precondition, self.named.get("checkpoint"))
+        return (
+            None if self.precondition is None else PreconditionerSpec(self.precondition, self.named.get("checkpoint"))
+        )
 
-    def _refuse_preconditioner(self, given: Given) -> None:
+    def _refuse_preconditioner(self, given: PreconditionerSpec) -> None:
         """Raise SpectraError if the request cannot be combined with a preconditioner, or P is not valid."""
         if getattr(self.settings, "method", None) == "gram":
             text = "needs a factor of the matrix, which a preconditioned matrix lacks"

@@ -20,7 +20,7 @@ from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, parameter_blocks
 from spectra.operator import Counting, Deflated, Shaped
-from spectra.optimizer.files import optimizer_in
+from spectra.optimizer.files import find_optimizer
 from spectra.problem.problem import Problem
 from spectra.quoting import quoted
 from spectra.records.record import Record
@@ -161,7 +161,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
     model, given = session.network.trained_model, asked.optimizer is not None
     try:
-        held, without = optimizer_in(asked.optimizer, session.request.named.get("checkpoint")), NO_OPTIMIZER
+        held, without = find_optimizer(asked.optimizer, session.request.named.get("checkpoint")), NO_OPTIMIZER
     except SpectraError as error:
         if given:
             raise

@@ -28,7 +28,13 @@ from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.run.together import Prepared, Together
 from spectra.surfaces.directions import EIGENVECTOR, LOWEST, find_directions, numbered, refuse_ranks
-from spectra.surfaces.given import DirectionMaker, Given, files_of, is_given, refuse_missing
+from spectra.surfaces.given import (
+    TrainingDirectionMaker,
+    TrainingDirections,
+    files_of,
+    is_training_direction,
+    refuse_missing,
+)
 from spectra.surfaces.landscape import Grid, Point, landscape
 from spectra.surfaces.other_checkpoint import read_other_checkpoint, set_to, tensors_of
 from spectra.surfaces.recording import landscape_results
@@ -160,11 +166,11 @@ class Analysis:
             found.append(self.of_matrix(matrices.pop(0), point, given))
         return found, given.notes
 
-    def given(self, point: Point) -> Given:
+    def given(self, point: Point) -> TrainingDirections:
         """The directions of training among the requested ones."""
         session, asked = self.session, self.session.request.settings
-        if not any(is_given(name) for name in asked.named):
-            return Given()
+        if not any(is_training_direction(name) for name in asked.named):
+            return TrainingDirections()
         with session.listener.work("directions") as line:
             read = 0
 
@@ -175,10 +181,12 @@ class Analysis:
 
             key = session.request.named.get("checkpoint_key")
             model = session.network.trained_model
-            make = DirectionMaker(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model)
+            make = TrainingDirectionMaker(
+                self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model
+            )
             return make(asked.named)
 
-    def of_matrix(self, matrix: Prepared, point: Point, given: Given) -> Measurement:
+    def of_matrix(self, matrix: Prepared, point: Point, given: TrainingDirections) -> Measurement:
         """The landscape of one matrix, with its cost."""
         name, limit = matrix.curvature.name, self.session.request.max_products
         asked, generator = self.session.request.settings, torch.Generator().manual_seed(self.session.request.seed)

@@ -20,7 +20,7 @@ from spectra.defaults import TOLERANCE
 from spectra.devices import name_of_device
 from spectra.errors import SpectraError, describe
 from spectra.inputs.description import versions
-from spectra.inputs.devices import DTYPES, brought, recorded_device
+from spectra.inputs.devices import DTYPES, batch_to_device, recorded_device
 from spectra.inputs.given import device_and_dtype, own_loss, unwrapped
 from spectra.inputs.model import uncompiled
 from spectra.krylov.results import Eigenpairs, TraceEstimate
@@ -264,7 +264,7 @@ class Watch:
                 f"`model`: its parameters are {dtype}, too imprecise for eigenvalues; keep them in float32 and train "
                 "with torch.autocast"
             )
-        return replace(problem, batches=[brought(batch, device, dtype) for batch in self.batches])
+        return replace(problem, batches=[batch_to_device(batch, device, dtype) for batch in self.batches])
 
     def _warm_start(self) -> WarmStart:
         return WarmStart(self.k, self.tolerance)
