@@ -39,7 +39,7 @@ from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem, Processes
 from spectra.product_checks import check_operator, measure_noise
-from spectra.run.inspection import look_ahead
+from spectra.run.inspection import forecast_commands
 from spectra.vectors import _other_mesh, from_shard, full_tensor, local, orthonormal, sum_shards
 
 
@@ -155,7 +155,7 @@ def blocks(by: str, operator) -> dict:
 
 
 def forecast(operator) -> dict:
-    found = look_ahead(Counting(operator), k=3, generator=seeded())
+    found = forecast_commands(Counting(operator), k=3, generator=seeded())
     return {"products": found.products, **{f"{e.command} {e.method}": e.products for e in found.estimates}}
 
 

@@ -37,7 +37,7 @@ from spectra.resume.journal import CheckpointedOperator, Journal
 from spectra.resume.state import State
 from spectra.run.density import DensitySettings
 from spectra.run.eig import EigSettings, lean
-from spectra.run.inspection import look_ahead
+from spectra.run.inspection import forecast_commands
 from spectra.run.measurement import Measurement
 from spectra.run.request import Request
 from spectra.run.session import Session
@@ -463,7 +463,7 @@ def test_what_memory_does_not_hold_is_forecast_as_refused(monkeypatch):
     given = with_spectrum(SPECTRA["network"])
     monkeypatch.setattr(places, "memory_of", lambda device: (math.inf, 40 * 300 * 8))
     with share_of(2, 300):
-        found = look_ahead(Counting(Matrix(given)), k=3, generator=seeded())
+        found = forecast_commands(Counting(Matrix(given)), k=3, generator=seeded())
     assert [estimate.command for estimate in found.estimates] == ["eig", "trace"]
     assert found.refused == (
         "`steps` 80: the smallest basis, 85 vectors of 2.34 KiB, takes 199 KiB, and the host has 89.1 KiB free for it; "

@@ -19,7 +19,7 @@ from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.krylov.equal_blocks import dense_blocks, lanczos_blocks
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.by_inputs import InputProblem, by_inputs
+from spectra.problem.by_inputs import InputProblem, with_respect_to_inputs
 from spectra.problem.output_loss import OutputLoss
 
 F64 = torch.float64
@@ -226,7 +226,7 @@ def test_ends(which):
 
 def inputs_problem(size=13):
     batches = spectra.cut_batches(X, CLASSES, torch.arange(13), size)
-    return by_inputs(spectra.Problem(network(), spectra.CrossEntropy(), batches))
+    return with_respect_to_inputs(spectra.Problem(network(), spectra.CrossEntropy(), batches))
 
 
 def test_a_problem_by_inputs_is_a_problem():
@@ -653,7 +653,7 @@ def test_examples_of_several_shapes_are_refused():
     batches = [spectra.Batch(X[:4, :n], None, torch.arange(4)) for n in (4, 5)]
     problem = replace(spectra.Problem(network(), OutputLoss(index=0), batches))
     with pytest.raises(SpectraError, match=r"`wrt` inputs: examples differ in shape \(\(4,\) and \(5,\)\)"):
-        by_inputs(problem)
+        with_respect_to_inputs(problem)
 
 
 @pytest.mark.parametrize("wrt", [["inputs"], 3, "input"], ids=repr)

@@ -21,7 +21,7 @@ from spectra.krylov.quadrature import gauss_quadrature
 from spectra.operator import Counting
 from spectra.plots.comparison import comparison_figure
 from spectra.plots.examples import held_out_figure
-from spectra.spectrum.estimates import Estimate, of_means
+from spectra.spectrum.estimates import Estimate, jackknife_of_means
 from spectra.spectrum.subspaces import LEAST_GAP
 from spectra.spectrum.transport import halved
 from spectra.vectors import orthonormal
@@ -264,10 +264,10 @@ def test_half_the_steps_are_known_from_all():
 
 def test_jackknife_of_a_mean_is_its_standard_error():
     samples = torch.randn(11, 2, generator=seeded(0), dtype=torch.float64).numpy()
-    found = of_means(lambda x: x[..., 1], np.array([1.0, 2.0]), samples)
+    found = jackknife_of_means(lambda x: x[..., 1], np.array([1.0, 2.0]), samples)
     expected = Estimate(2 + samples[:, 1].mean(), samples[:, 1].std(ddof=1) / math.sqrt(11))
     assert found == pytest.approx(expected)
-    assert math.isnan(of_means(lambda x: x[..., 0], np.zeros(2), samples[:1]).standard_error)
+    assert math.isnan(jackknife_of_means(lambda x: x[..., 0], np.zeros(2), samples[:1]).standard_error)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_a_run_resumes_on_another_card(device):
         options={"curvature": [], "device": device},
         problem={"model": "a.py:b"},
     )
-    session.subject = SimpleNamespace(names=(), fingerprint=dict)
+    session.matrix_source = SimpleNamespace(names=(), fingerprint=dict)
     session.about = ProblemRecord.known(parameters=1, examples=1, batch_size=1, seed=0, loss_value=1.0, device=device,
         versions={"spectra": "0"})  # fmt: skip
     assert session.fingerprint()["device"] == "cuda"

@@ -156,7 +156,7 @@ def track(evolution, log: str) -> None:
 def task_states(plan, patient: bool = False) -> list:
     """The states of all tasks; `patient` falls back to files alone if Slurm does not answer."""
     from spectra.sweeps.slurm import batch_jobs
-    from spectra.sweeps.tasks import standing
+    from spectra.sweeps.tasks import task_state
 
     jobs = {}
     try:
@@ -165,7 +165,7 @@ def task_states(plan, patient: bool = False) -> list:
         if not patient:
             raise
         note(f"{error}; the states below come from files alone")
-    return [standing(plan, task, jobs.get(task.name)) for task in plan.tasks]
+    return [task_state(plan, task, jobs.get(task.name)) for task in plan.tasks]
 
 
 def dry_run_report(plan, wanted: Sequence[str]) -> str:
@@ -188,8 +188,8 @@ def dry_run_report(plan, wanted: Sequence[str]) -> str:
 
 def run_locally(plan, wanted: Sequence[str]) -> int:
     """Run tasks on this machine; return 0 if the whole plan is finished with every tolerance met, else 1."""
-    from spectra.sweeps.local import run_here
-    from spectra.sweeps.tasks import standing, status_of
+    from spectra.sweeps.local import run_local
+    from spectra.sweeps.tasks import status_of, task_state
     from spectra.tables.sweep import counts, status_text
 
     before = task_states(plan, patient=True)
@@ -200,11 +200,11 @@ def run_locally(plan, wanted: Sequence[str]) -> int:
     def tell(task) -> None:
         nonlocal done
         done += 1
-        now = standing(plan, task)
+        now = task_state(plan, task)
         unmet = f", tolerance not met: {', '.join(now.unmet)}" if now.unmet else ""
         note(f"{done}/{len(tasks)} {task.name} {now.state}{f': {now.reason}' if now.reason else ''}{unmet}")
 
-    run_here(plan, tasks, tell)
+    run_local(plan, tasks, tell)
     after = task_states(plan, patient=True)
     answer(status_text(status_of(plan, after)))
     hint(after)

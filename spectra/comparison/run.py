@@ -40,7 +40,7 @@ from spectra.records.record import Record
 from spectra.run.measurement import Measurement
 from spectra.run.network import Network
 from spectra.run.session import Session
-from spectra.run.together import Prepared, Together
+from spectra.run.together import MatrixSet, PreparedMatrix
 from spectra.spectrum.classes import class_count, class_structure
 from spectra.spectrum.recording import outliers_of
 from spectra.vectors import norm
@@ -98,7 +98,7 @@ class OperatorComparison:
 
     def __init__(self, session: Session[CompareSettings]):
         self.session, self.asked, self.limit = session, session.request.settings, session.request.max_products
-        self.together = Together(session, len(session.names) * (1 + len(self.asked.parts)) + 2)
+        self.together = MatrixSet(session, len(session.names) * (1 + len(self.asked.parts)) + 2)
         self.products = (self.asked.probes + 1) * self.asked.steps
 
     def all_of_it(self) -> ComparisonRecord:
@@ -110,7 +110,7 @@ class OperatorComparison:
         pairs = [Pair.of(pair, comparison.dimension) for pair in comparison.pairs]
         return ComparisonRecord(self.session.record(found, results, pairs=pairs, causes=[]), comparison, {})
 
-    def measured(self, matrices: Mapping[str, Prepared], comparison: Comparison) -> list[Measurement]:
+    def measured(self, matrices: Mapping[str, PreparedMatrix], comparison: Comparison) -> list[Measurement]:
         """The measurement of each matrix alone."""
         return [
             replace(matrices[name].measured(p, p.products, p.seconds), curvature=name)
@@ -118,7 +118,7 @@ class OperatorComparison:
         ]
 
     def compared(
-        self, matrices: Mapping[str, Prepared], known: Mapping[str, MatrixSummary] | None = None
+        self, matrices: Mapping[str, PreparedMatrix], known: Mapping[str, MatrixSummary] | None = None
     ) -> Comparison:
         """Check and compare matrices given by name; `known` are summaries of an earlier comparison."""
         known = known or {}
@@ -174,7 +174,7 @@ class NetworkComparison(OperatorComparison):
         )
         return ComparisonRecord(record, comparison, again)
 
-    def of_parts(self, names: Sequence[str]) -> dict[str, Prepared]:
+    def of_parts(self, names: Sequence[str]) -> dict[str, PreparedMatrix]:
         """The matrices of each requested part of the loss, named `matrix, part`."""
         problem, found = self.session.problem, {}
         for part in self.asked.parts:
@@ -215,7 +215,7 @@ class NetworkComparison(OperatorComparison):
             return None
 
     def on_held_out(
-        self, other: Problem, matrices: Mapping[str, Prepared], comparison: Comparison
+        self, other: Problem, matrices: Mapping[str, PreparedMatrix], comparison: Comparison
     ) -> tuple[list[Measurement], dict[str, Comparison]]:
         """Compare every matrix with itself on the held-out data; measurements and comparisons there."""
         found, comparisons = [], {}
@@ -246,7 +246,7 @@ class NetworkComparison(OperatorComparison):
 def compare_matrices(session: Session[CompareSettings]) -> ComparisonRecord:
     """Compare the requested matrices."""
     session.load()
-    if not isinstance(session.subject, Network):
+    if not isinstance(session.matrix_source, Network):
         with session.resumable():
             return OperatorComparison(session).all_of_it()
     refuse_undefined_defaults(session)

@@ -94,7 +94,7 @@ class TensorChunk(NamedTuple):
 def read_distributed(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the saved mapping of names to tensors, nested as it was saved, and the SHA-256 of the folder's files.
 
-    Raises OSError, UnexpectedObject where the metadata names code, and Damaged where the shards contradict the metadata.
+    Raises OSError, UnexpectedObject where the metadata names code, and Damaged where the shards contradict it.
     """
     written = read_bounded(folder / METADATA, WRITTEN_BY_US)
     places, shards = _described(written)

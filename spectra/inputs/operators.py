@@ -26,7 +26,7 @@ from torch import Tensor
 from spectra.entries import refuse_entries
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.files import open_regular
-from spectra.given_operator import Products, as_operator, size_of
+from spectra.given_operator import ProductOperator, as_operator, size_of
 from spectra.inputs.checkpoint_folder import sha256
 from spectra.inputs.devices import named_dtype
 from spectra.inputs.given import GIVEN
@@ -134,7 +134,7 @@ def kind_of(operator: Any) -> str:
     """Describe the kind of an operator in a few words."""
     if isinstance(operator, Tensor):
         return "dense" if operator.layout is torch.strided else "sparse"
-    return operator.what if isinstance(operator, Products) else type(operator).__name__
+    return operator.what if isinstance(operator, ProductOperator) else type(operator).__name__
 
 
 def stored_entries(operator: Any) -> int | None:

@@ -29,8 +29,8 @@ from spectra.inputs.weights import prepare_model, refuse_of_names
 from spectra.memory import explain_out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, inputs_apart, refuse_wrt
-from spectra.problem.choice import choose_parameters
+from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, refuse_wrt, separate_inputs
+from spectra.problem.choice import select_parameters
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.model_loss import ModelLoss
@@ -137,7 +137,7 @@ def load_problem(
 
     begins("building the model, reading its weights")
     weighted = prepare_model(model, checkpoint, checkpoint_key, seed, place, params)
-    network, parameters = weighted.model, choose_parameters(weighted.model, params) if wrt == PARAMETERS else {}
+    network, parameters = weighted.model, select_parameters(weighted.model, params) if wrt == PARAMETERS else {}
     size = sum(p.numel() for p in parameters.values())
     if not isinstance(objective, ModelLoss) and wrt == PARAMETERS:  # a ModelLoss is recognised after the data are read
         fits(objective, size)
@@ -166,7 +166,7 @@ def load_problem(
     if isinstance(objective, CrossEntropy) and objective.shift:
         told.append("labels are the next tokens: they were shifted by one place here")
     if wrt != PARAMETERS:
-        network, objective, given = inputs_apart(network, objective, given, wrt.partition(":")[2] or None)
+        network, objective, given = separate_inputs(network, objective, given, wrt.partition(":")[2] or None)
         parameters = {INPUTS: network.inputs}
         fits(objective, network.inputs[0].numel())
     elif isinstance(objective, ModelLoss):

@@ -17,7 +17,7 @@ from spectra.inputs.given import device_and_dtype, unwrapped
 from spectra.inputs.items import plain
 from spectra.integrations.examples import some_batches
 from spectra.problem.model_loss import returned_loss
-from spectra.problem.undisturbed import undisturbed
+from spectra.problem.undisturbed import temporary_eval_mode
 from spectra.training.trackers import Tracker, tracker
 from spectra.training.watch import Watch, stepped
 
@@ -109,7 +109,7 @@ def refuse_collectives(model: nn.Module, loss: Any, batch: Any) -> None:
         return
     batch = cast_tensors(plain(batch), *device_and_dtype(unwrapped(model)))
     try:
-        with undisturbed(model), Collectives():
+        with temporary_eval_mode(model), Collectives():
             (returned_loss if loss == "model" else loss)(model, batch)
     except Exception as error:
         if isinstance(error, SpectraError):

@@ -17,7 +17,7 @@ from spectra.optimizer.momentum import Threshold, threshold
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.optimizer.rules import ALWAYS_DECOUPLED, RULES, names_in, recognise, refuse_others, rule_name_of
 from spectra.optimizer.saved import ParameterStates, read_parameter_states
-from spectra.problem.choice import choose_parameters
+from spectra.problem.choice import select_parameters
 from spectra.quoting import foreign
 from spectra.wording import outline
 
@@ -109,7 +109,7 @@ def preconditioner(
         SpectraError: the optimizer is none of those in `spectra.optimizer.rules.RULES`, the state of a parameter is
             missing or cannot be matched with certainty, or P is not positive and finite.
     """
-    chosen = choose_parameters(model) if parameters is None else parameters
+    chosen = select_parameters(model) if parameters is None else parameters
     held = parameter_states_of(optimizer, model, chosen, name)
     return replace(_from_parameter_states(held.kind, [held.by_name[own] for own in chosen], name), matched=held.matched)
 

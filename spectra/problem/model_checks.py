@@ -21,7 +21,7 @@ from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.problem import Problem
-from spectra.problem.side_effects import draws, modules, reseed, without_side_effects
+from spectra.problem.side_effects import global_generator_states, modules, reseed, without_side_effects
 
 CALLS = 8
 CALLS_WITH_CHANCE = 64  # an event at one call in ten is missed once in 900 times
@@ -35,9 +35,9 @@ def refuse_random_output(problem: Problem) -> None:
     batch = fewest(problem)
     calls = CALLS if len(batch) <= FEW else 2
     with without_side_effects(problem.model):
-        before = draws()
+        before = global_generator_states()
         expected = by_example(problem, problem.call(batch), batch)
-        if draws() != before or has_generator(problem):
+        if global_generator_states() != before or has_generator(problem):
             calls = CALLS_WITH_CHANCE
         for number in range(1, calls):
             reseed(number)

@@ -17,7 +17,7 @@ from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.blocks import recomputing
-from spectra.problem.choice import choose_parameters, refuse_training_layers
+from spectra.problem.choice import refuse_training_layers, select_parameters
 from spectra.problem.losses import ClassificationLoss, CustomLoss, Loss
 from spectra.problem.model_inputs import (
     BEYOND,
@@ -110,7 +110,7 @@ class Problem:
         require_integer("mc_samples", self.mc_samples)
         require_boolean("recompute_activations", self.recompute_activations, optional=True)
         if not self.parameters:
-            object.__setattr__(self, "parameters", choose_parameters(self.model))
+            object.__setattr__(self, "parameters", select_parameters(self.model))
         refuse_training_layers(self.model)
 
     def __repr__(self) -> str:

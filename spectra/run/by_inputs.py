@@ -38,7 +38,7 @@ def eigenpairs(session: Session, lean: Callable[..., Any]) -> tuple[list[Measure
     For lanczos, small matrices are computed whole, which takes no more products. `lean` wraps a method so that it drops
     eigenvectors that are too large.
     """
-    problem, asked = by_input(session), session.request.settings
+    problem, asked = input_problem(session), session.request.settings
     method = asked.method
     limit = session.request.max_products
     enough = limit is None or limit > problem.input_size + session.checks
@@ -52,7 +52,7 @@ def eigenpairs(session: Session, lean: Callable[..., Any]) -> tuple[list[Measure
 
 def traces(session: Session) -> list[Measurement]:
     """Estimate the traces of each example, one measurement per matrix."""
-    problem, asked = by_input(session), session.request.settings
+    problem, asked = input_problem(session), session.request.settings
     method = TRACE_BLOCKS[asked.method] if asked.method else CHEAPEST_TRACE_BLOCKS
     solve = partial(resolve_name(method), rtol=asked.rtol, probes=asked.probes, blocks=problem.count)
     expected = asked.probes or min(problem.input_size, 100)
@@ -67,7 +67,7 @@ def measures(session: Session, estimate: Callable[..., Any], products: int) -> t
     `estimate` is a method for any matrix, which takes `products`. If no more are needed to compute every block whole,
     this is done, and all eigenvalues are exact.
     """
-    problem, limit = by_input(session), session.request.max_products
+    problem, limit = input_problem(session), session.request.max_products
     left = products if limit is None else min(products, limit - session.checks - 1)
     if dense_measure_pays(problem.input_size, problem.count, left, Space(problem)):
         solve = partial(of_single_examples, partial(dense_measure, blocks=problem.count), problem.count)
@@ -75,7 +75,7 @@ def measures(session: Session, estimate: Callable[..., Any], products: int) -> t
     return session.measure(partial(of_single_examples, estimate, problem.count), products=products), METHOD
 
 
-def by_input(session: Session) -> InputProblem:
+def input_problem(session: Session) -> InputProblem:
     """The problem of the session, as an InputProblem."""
     assert isinstance(session.problem, InputProblem)
     return session.problem

@@ -63,7 +63,7 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     home = session.request.home or session.request.out
     path = home / "density.png" if home and finite else None
     other = session.request.by_inputs or session.request.preconditioner
-    classes = None if other else session.subject.classes  # which apply to the plain matrix only
+    classes = None if other else session.matrix_source.classes  # which apply to the plain matrix only
     of_one = not session.request.by_inputs
     results = [
         density_result(one, path, None if one.curvature in over_examples else classes, asked.damping, of_one)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def kernels(session: Session) -> list[str]:
     """The names of the matrices over examples; a given operator may have such a name, and is not one."""
-    return [name for name in session.names if name in KERNELS and isinstance(session.subject, Network)]
+    return [name for name in session.names if name in KERNELS and isinstance(session.matrix_source, Network)]
 
 
 def exact_kernels(session: Session) -> list[str]:

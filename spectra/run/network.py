@@ -23,7 +23,7 @@ from spectra.optimizer.given import PreconditionerSpec
 from spectra.optimizer.preconditioner import Preconditioner, second_decay
 from spectra.problem.by_inputs import InputProblem
 from spectra.problem.problem import Problem, Processes
-from spectra.problem.undisturbed import undisturbed
+from spectra.problem.undisturbed import temporary_eval_mode
 from spectra.records.problem import ProblemRecord
 from spectra.resume.journal import as_bytes
 from spectra.run.basis import ShardedSpace
@@ -40,7 +40,7 @@ class Network:
     def __init__(self, request: Request):
         self.request, self.names = request, tuple(dict.fromkeys(request.curvature))
         self.about: ProblemRecord
-        self.told: tuple[str, ...] = ()
+        self.initial_notes: tuple[str, ...] = ()
         self.loaded: Loaded
         self.preconditioner: Preconditioner | None = None  # once loaded, if one is requested
 
@@ -61,7 +61,7 @@ class Network:
     def undisturbed(self) -> AbstractContextManager[Any]:
         """A context in which the caller's model is in eval mode; its state is restored on leaving."""
         model = self._own_model()
-        return undisturbed(model) if isinstance(model, nn.Module) else nullcontext()
+        return temporary_eval_mode(model) if isinstance(model, nn.Module) else nullcontext()
 
     def _own_model(self) -> Any:
         """The model that the caller gave, or its name."""
@@ -76,7 +76,11 @@ class Network:
 
     def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
         self.loaded, names = load(self.request, processes, begins)
-        self.names, self.about, self.told = tuple(dict.fromkeys(names)), self.loaded.record, self.loaded.data_notes
+        self.names, self.about, self.initial_notes = (
+            tuple(dict.fromkeys(names)),
+            self.loaded.record,
+            self.loaded.data_notes,
+        )
         if given := self.request.preconditioner:
             begins("the preconditioner")
             self._load_preconditioner(given)

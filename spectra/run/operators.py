@@ -118,7 +118,7 @@ class GivenOperators:
         self.request, self.operators = request, operators
         self.names: tuple[str, ...] = ()
         self.about: ProblemRecord
-        self.told: tuple[str, ...] = ()
+        self.initial_notes: tuple[str, ...] = ()
         self._processes = Processes()
         self._matrices: dict[str, GivenMatrix] = {}
 
@@ -170,7 +170,7 @@ class GivenOperators:
         self.about = self._record(device)
         asked = str(self.operators.device or "auto").partition(":")[0]
         if asked not in ("auto", device.type):
-            self.told = (f"{', '.join(self.names)}: products are computed on {device}, not on {asked}",)
+            self.initial_notes = (f"{', '.join(self.names)}: products are computed on {device}, not on {asked}",)
 
     def _placed(self, given: GivenOperator, device: torch.device) -> GivenMatrix:
         """Move the matrix to the device; each of several processes takes its rows of entries."""

@@ -19,7 +19,7 @@ from spectra.optimizer.given import PreconditionerSpec
 from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, refuse_wrt
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
-from spectra.run.known import source
+from spectra.run.known import earlier_arrays
 
 
 class Settings(Protocol):
@@ -227,4 +227,4 @@ class Request(Generic[S]):
 
     def arrays_of_earlier(self) -> Path | None:
         """The arrays of the earlier `eig`; None if there is none. Raises SpectraError if a named one is missing."""
-        return source(self.earlier, self.earlier_option, self.out)
+        return earlier_arrays(self.earlier, self.earlier_option, self.out)

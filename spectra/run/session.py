@@ -36,14 +36,14 @@ from spectra.records.record import Record
 from spectra.resume.journal import CheckpointedOperator
 from spectra.resume.state import State
 from spectra.run import basis
-from spectra.run.known import eigenpairs, of_another_matrix
+from spectra.run.known import eigenpairs, other_preconditioning
 from spectra.run.listener import Caller, Listener
 from spectra.run.loading import checks_of, idle_cards
 from spectra.run.measurement import Measurement, imprecise, in_ieee_instead, measure
 from spectra.run.network import Network
 from spectra.run.operators import GivenOperators
 from spectra.run.request import Request, S
-from spectra.run.subject import Matrix, Subject
+from spectra.run.subject import Matrix, MatrixSource
 from spectra.vectors import shard_sizes, without_autocast
 
 
@@ -52,7 +52,7 @@ class Session(Generic[S]):
 
     def __init__(self, request: Request[S], listener: Listener | None = None):
         self.request, self.listener = request, listener or Caller()
-        self.subject = subject_of(request)
+        self.matrix_source = matrix_source_of(request)
         self.processes = Processes()
         self.state: State | None = None  # for a run that can be resumed
         self.device: torch.device  # once loaded
@@ -68,12 +68,12 @@ class Session(Generic[S]):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the matrices; once loaded, only those that the problem has."""
-        return self.subject.names
+        return self.matrix_source.names
 
     @property
     def network(self) -> Network:
         """The network of the run; only for commands that take no operators."""
-        return cast(Network, self.subject)
+        return cast(Network, self.matrix_source)
 
     @property
     def problem(self) -> Problem:
@@ -90,12 +90,12 @@ class Session(Generic[S]):
         request.refuse()
         with self.listener.work("loading") as line:
             line.stage("PyTorch")
-            device = self.subject.device()
-            self.subject.refuse_early(device)
+            device = self.matrix_source.device()
+            self.matrix_source.refuse_early(device)
             if ranks.world() > 1:
                 line.stage("waiting for the other ranks")
-            self.processes = self.subject.processes(device)
-            self.device = device = self.subject.device()  # each of torchrun's ranks has its own GPU
+            self.processes = self.matrix_source.processes(device)
+            self.device = device = self.matrix_source.device()  # each of torchrun's ranks has its own GPU
             self.listener.begin()
             self.prepare()
             if request.out and request.save_every:
@@ -106,9 +106,9 @@ class Session(Generic[S]):
             share = self.processes.least(share)
             self._stack.enter_context(fixed_memory_share(share))
             self._stack.enter_context(torch.inference_mode(False))  # autograd is on, whatever the caller has set
-            self._stack.enter_context(self.subject.undisturbed())
-            self.subject.load(self.processes, line.stage)
-            self.about = self.subject.about
+            self._stack.enter_context(self.matrix_source.undisturbed())
+            self.matrix_source.load(self.processes, line.stage)
+            self.about = self.matrix_source.about
             self._stack.enter_context(without_autocast())  # the user's file may have switched autocast on
             request.verify(self.about)
             place, notes = self._settle_basis()
@@ -117,7 +117,7 @@ class Session(Generic[S]):
                 self.state.begin(self.fingerprint(), settled or {"memory_share": share, **place})
         record = complete() if complete else self.about
         self.about = record.changed(notes=[*(record.notes or ()), *notes]) if notes else record
-        for text in [*self.subject.told, *filter(None, [idle_cards(request, device)])]:
+        for text in [*self.matrix_source.initial_notes, *filter(None, [idle_cards(request, device)])]:
             self.listener.note(text)
         self.listener.heading(self.about)
 
@@ -126,7 +126,7 @@ class Session(Generic[S]):
 
         Returns the settings for a resumed run, and notes for the reader.
         """
-        space, asked = self.subject.space, self.request.basis
+        space, asked = self.matrix_source.space, self.request.basis
         before = (self.state and self.state.settled) or {}
         on_cpu = space.device.type == "cpu"
         share = before.get("host_share", 0 if on_cpu else self.processes.least(host_share()))
@@ -166,7 +166,7 @@ class Session(Generic[S]):
             "command": self.request.settings.command,
             **self.asked(),
             "version": (record.versions or {})["spectra"],
-            **self.subject.fingerprint(),
+            **self.matrix_source.fingerprint(),
             **getattr(self.request.settings, "fingerprint", dict)(),  # further files
             "device": (record.device or "").partition(":")[0],  # without its index
             "ranks": record.ranks,
@@ -186,7 +186,7 @@ class Session(Generic[S]):
 
         `precision` overrides the requested one. All are made before any product is computed.
         """
-        make, memory = self.subject.matrix, self.request.memory
+        make, memory = self.matrix_source.matrix, self.request.memory
         return [make(self, name, products, memory, precision) for name in names or self.names]
 
     def matrix(
@@ -231,7 +231,7 @@ class Session(Generic[S]):
         """
         request, now = self.request, self.about.get("precondition")
         earlier = request.arrays_of_earlier()
-        if earlier and (how := of_another_matrix(earlier, now)):
+        if earlier and (how := other_preconditioning(earlier, now)):
             text = f"its matrices are {quoted(how)}, unlike those of this run"
             if request.earlier:
                 raise SpectraError(f"`{request.earlier_option}` {request.earlier}: {text}; give another result of eig")
@@ -253,7 +253,7 @@ class Session(Generic[S]):
 
     def operator(self, matrix: Matrix, name: str) -> SymmetricOperator:
         """The operator to multiply by: distributed over ranks, with its products logged under this name."""
-        return self.remembered(self.subject.distributed(matrix), name)
+        return self.remembered(self.matrix_source.distributed(matrix), name)
 
     def remembered(self, operator: SymmetricOperator, name: str) -> SymmetricOperator:
         """The operator with its products logged in the state, from which a resumed run reads them."""
@@ -311,7 +311,7 @@ class Session(Generic[S]):
             asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it with another --out
         notes = [
             *(self.about.notes or ()),
-            *(imprecise(found, self.subject.space.dtype, self.subject.computes) if found else ()),
+            *(imprecise(found, self.matrix_source.space.dtype, self.matrix_source.computes) if found else ()),
         ]
         notes += in_ieee_instead(self.request.precision, results)
         problem = self.about.changed(notes=notes, options=asked)
@@ -325,7 +325,7 @@ class Session(Generic[S]):
             self.state.remove()
 
 
-def subject_of(request: Request) -> Subject:
+def matrix_source_of(request: Request) -> MatrixSource:
     """The subject of a request: given operators or a network."""
     given = request.problem
     return GivenOperators(request, given) if isinstance(given, Operators) else Network(request)

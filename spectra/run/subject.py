@@ -50,12 +50,12 @@ class Matrix(SymmetricOperator, Protocol):
         ...
 
 
-class Subject(Protocol):
+class MatrixSource(Protocol):
     """The interface of the subject of a run."""
 
     names: tuple[str, ...]  # of its matrices, once loaded
     about: ProblemRecord  # once loaded
-    told: tuple[str, ...]  # notes for the user before the work, once loaded
+    initial_notes: tuple[str, ...]  # notes for the user before the work, once loaded
     computes: str  # what computes products, as text
 
     def device(self) -> torch.device:

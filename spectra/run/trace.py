@@ -11,7 +11,7 @@ from typing import Any
 from spectra.curvature.matrices import refuse_gram
 from spectra.defaults import EXACT, IEEE, RTOL
 from spectra.errors import SpectraError
-from spectra.krylov.correction import with_correction, with_unsteadiness
+from spectra.krylov.correction import with_correction, with_rounding_noise
 from spectra.krylov.deflation import with_deflation
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
@@ -140,6 +140,6 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
     else:
         precision = IEEE if method == "dense" else None  # dense is exact
         corrected = with_deflation(with_correction(found, BASIS_SHARES.get(method, 0.0)))
-        corrected = partial(with_sampling_error(with_unsteadiness(corrected)), **settings)
+        corrected = partial(with_sampling_error(with_rounding_noise(corrected)), **settings)
         (measurement,) = session.measure(corrected, reuse=True, names=[name], precision=precision)
     return measurement

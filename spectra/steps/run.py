@@ -24,10 +24,10 @@ from spectra.optimizer.files import find_optimizer
 from spectra.problem.problem import Problem
 from spectra.quoting import quoted
 from spectra.records.record import Record
-from spectra.run.known import eigenpairs, end_of
+from spectra.run.known import earlier_which, eigenpairs
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
-from spectra.run.together import Prepared, Together
+from spectra.run.together import MatrixSet, PreparedMatrix
 from spectra.steps.alignment import Alignment, alignment
 from spectra.steps.curvatures import DirectionalCurvature, curvature_along
 from spectra.steps.directions import (
@@ -98,7 +98,7 @@ def step(session: Session[StepSettings]) -> Record:
         point = Point.of(problem)
         directions, left_out = found_directions(session, point)
         along = slopes(problem, point.gradient, [d.vector for d in directions])
-        together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
+        together, blocks = MatrixSet(session, 2), parameter_blocks(problem, "layer")
         with session.listener.work("noise and worst case"):
             noise_and_balls = NoiseAndBalls.of(session)
         analyse = Analysis(session, together, blocks, directions, noise_and_balls)
@@ -247,12 +247,12 @@ class Analysis:
     """The analysis of the same directions for one matrix after the other."""
 
     session: Session[StepSettings]
-    together: Together
+    together: MatrixSet
     blocks: list[ParameterBlock]
     directions: Sequence[Direction]
     noise_and_balls: NoiseAndBalls
 
-    def __call__(self, matrix: Prepared) -> Measurement:
+    def __call__(self, matrix: PreparedMatrix) -> Measurement:
         """Analyse the directions for one matrix, and count the cost."""
         name, k, limit = matrix.curvature.name, self.session.request.settings.k, self.session.request.max_products
         generator = torch.Generator().manual_seed(self.session.request.seed)
@@ -272,7 +272,7 @@ class Analysis:
         result = MatrixResult(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, more)
         return matrix.measured(result, cost.spent + apart, time.perf_counter() - start)
 
-    def blocks_of(self, matrix: Prepared) -> Any:
+    def blocks_of(self, matrix: PreparedMatrix) -> Any:
         """The diagonal blocks of the layers."""
         name, problem = matrix.curvature.name, self.session.problem
         made = diagonal_blocks(distributed(matrix.curvature), self.blocks, problem, name, self.together.memory)
@@ -302,8 +302,8 @@ class Analysis:
         asked, agree = self.session.request.settings, self.session.processes.least
         if earlier is None:
             return None
-        if not agree(end_of(earlier) == "LM"):
-            held = f"{earlier} holds eigenvectors of `which` {end_of(earlier) or 'unknown'}"
+        if not agree(earlier_which(earlier) == "LM"):
+            held = f"{earlier} holds eigenvectors of `which` {earlier_which(earlier) or 'unknown'}"
             note(f"{name}: {held}, so new ones are computed")
             return None
         if room is not None and room < asked.k:

@@ -9,7 +9,6 @@ from spectra.records.entry import cost_of
 from spectra.records.landscape import (
     Barrier,
     Direction,
-    Holds,
     LandscapeResult,
     Line,
     Mark,
@@ -17,6 +16,7 @@ from spectra.records.landscape import (
     Spread,
     SpreadAlong,
     TrajectoryRecord,
+    ValidityRange,
 )
 from spectra.surfaces.landscape import Landscape
 from spectra.surfaces.quadratic import SHARE
@@ -67,7 +67,7 @@ def directions(found: Landscape) -> Iterator[Direction]:
 def line_record(name: str, line: Any) -> Line:
     """The record of a line along this direction."""
     numbers = {key: getattr(line, key) for key in ("t", "loss", "prediction", "departure")}
-    holds = None if line.holds is None else Holds(share=SHARE, **line.holds._asdict())
+    holds = None if line.holds is None else ValidityRange(share=SHARE, **line.holds._asdict())
     barrier = None if line.barrier is None else Barrier(**vars(line.barrier), present=line.barrier.present)
     return Line(along=name, holds=holds, barrier=barrier, **numbers)
 

@@ -23,10 +23,10 @@ from spectra.problem.problem import Problem
 from spectra.records.directions import PATH
 from spectra.records.files import read_arrays
 from spectra.records.record import Record
-from spectra.run.known import eigenpairs, end_of
+from spectra.run.known import earlier_which, eigenpairs
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
-from spectra.run.together import Prepared, Together
+from spectra.run.together import MatrixSet, PreparedMatrix
 from spectra.surfaces.directions import EIGENVECTOR, LOWEST, find_directions, numbered, refuse_ranks
 from spectra.surfaces.given import (
     TrainingDirectionMaker,
@@ -103,7 +103,7 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
 
     Several checkpoints are analysed one after the other.
     """
-    session.load(lambda: session.subject.about.changed(options=session.asked()))  # the heading counts checkpoints
+    session.load(lambda: session.matrix_source.about.changed(options=session.asked()))  # the heading counts checkpoints
     problem, others = session.problem, session.request.settings.others
     key, found, results, notes = session.request.named.get("checkpoint_key"), [], [], []
     with session.resumable():
@@ -155,7 +155,7 @@ class Analysis:
     def __call__(self) -> tuple[list[Measurement], list[str]]:
         """The landscapes of all matrices with their cost, and notes on the directions."""
         session, asked = self.session, self.session.request.settings
-        together, products = Together(session, 1), 20 + 3 * max(asked.ranks, default=0)
+        together, products = MatrixSet(session, 1), 20 + 3 * max(asked.ranks, default=0)
         matrices = [
             together.matrix(self.problem, name, products, f"{name}{self.mark}" if self.mark else None)
             for name in session.names
@@ -186,7 +186,7 @@ class Analysis:
             )
             return make(asked.named)
 
-    def of_matrix(self, matrix: Prepared, point: Point, given: TrainingDirections) -> Measurement:
+    def of_matrix(self, matrix: PreparedMatrix, point: Point, given: TrainingDirections) -> Measurement:
         """The landscape of one matrix, with its cost."""
         name, limit = matrix.curvature.name, self.session.request.max_products
         asked, generator = self.session.request.settings, torch.Generator().manual_seed(self.session.request.seed)
@@ -224,7 +224,7 @@ class Analysis:
         needed = {which: k for which, k in (("LM", max(ranks, default=0)), ("SA", int(LOWEST in wanted))) if k}
         if earlier is None or not needed:
             return {}
-        which, agree = end_of(earlier), self.session.processes.least
+        which, agree = earlier_which(earlier), self.session.processes.least
         if not agree(which in needed) or which is None:
             note(f"{name}: {earlier} holds eigenvectors of `which` {which or 'unknown'}, so new ones are computed")
             return {}

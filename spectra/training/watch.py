@@ -29,7 +29,7 @@ from spectra.optimizer.entry import NotStepped
 from spectra.optimizer.preconditioner import Preconditioner, preconditioner, refuse_second_decay
 from spectra.problem.problem import Problem
 from spectra.problem.side_effects import generators_restored
-from spectra.problem.undisturbed import undisturbed
+from spectra.problem.undisturbed import temporary_eval_mode
 from spectra.records.eig import EigResult
 from spectra.records.files import prepare_directory
 from spectra.records.precondition import PreconditionRecord
@@ -177,13 +177,13 @@ class Watch:
         self.save_vectors, self.options = save_vectors, options
         self.tracker = None if log is None else tracker(log)
         self._refuse_numbers()
-        with undisturbed(self.model):
+        with temporary_eval_mode(self.model):
             self.loss, self.batches, output = examples_of(self.model, loss, batches, seed)
         if output:
             self.options = {"output_key": output, **options}
         self._hooks, self._observers = set(), set()  # forward hooks seen so far; those of them that only observe
         self._warm_starts, self._searched = {name: self._warm_start() for name in self.curvature}, {}
-        with undisturbed(self.model), self._unobserved():
+        with temporary_eval_mode(self.model), self._unobserved():
             self._refuse_impossible()
 
     def __call__(self, step: int) -> Recording | None:
@@ -198,7 +198,7 @@ class Watch:
         if step % self.every or not first_process():
             return None
         try:
-            with undisturbed(self.model), self._unobserved():
+            with temporary_eval_mode(self.model), self._unobserved():
                 recording = self._record(step)
         except Exception as error:
             reason = error if isinstance(error, SpectraError) else describe(error)

@@ -15,10 +15,10 @@ from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.huber import Bent
+from spectra.problem.huber import LinearTailLoss
 from spectra.problem.losses import CustomLoss, name_of
 from spectra.problem.problem import Problem
-from spectra.problem.side_effects import draws, generators_restored, reseed
+from spectra.problem.side_effects import generators_restored, global_generator_states, reseed
 from spectra.random_numbers import normal_like
 
 DRAWS = 16  # values of a loss that draws random numbers: a few may be equal by chance
@@ -57,7 +57,7 @@ def why_zero(problem: Problem, matrix: Definition) -> str | None:
     A loss that is linear in parts, such as Huber's, may be linear in the output at every target. Losses that curve
     everywhere are not tested, and a loss with a gradient of zero is accepted.
     """
-    if "loss hessian" not in matrix.derivatives or not isinstance(problem.loss, CustomLoss | Bent):
+    if "loss hessian" not in matrix.derivatives or not isinstance(problem.loss, CustomLoss | LinearTailLoss):
         return None
     with twice_differentiable(problem.model), explained():
         first = problem.batches[0]
@@ -182,8 +182,8 @@ def refuse_random_loss(problem: Problem, rows: Tensor, batch: Batch) -> None:
     def value(seed: int) -> tuple[float, bool]:
         with generators_restored(), torch.no_grad():
             reseed(seed)
-            before = draws()
-            return problem.total(rows, batch).item(), draws() != before
+            before = global_generator_states()
+            return problem.total(rows, batch).item(), global_generator_states() != before
 
     first, drew = value(0)
     rounding = 0.0 if drew else 100 * torch.finfo(rows.dtype).eps * abs(first)
