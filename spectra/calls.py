@@ -41,15 +41,15 @@ from spectra.defaults import (
 from spectra.errors import ArgumentError, SpectraError
 from spectra.given_operator import size_of
 from spectra.inputs.devices import choose_device_and_dtype
-from spectra.inputs.given import called_program, own_loss
 from spectra.inputs.loss_options import loss_name
 from spectra.inputs.operators import Operators
 from spectra.inputs.problem import load_problem
+from spectra.inputs.python_objects import called_program, own_loss
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.placement import BASES
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.by_inputs import PARAMETERS
+from spectra.problem.input_problem import PARAMETERS
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 from spectra.records.density import DensityResult

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectra.curvature.engine import choices as module
-from spectra.curvature.engine.choices import Autotuner, fingerprint
+from spectra.curvature.engine import autotuning as module
+from spectra.curvature.engine.autotuning import Autotuner, fingerprint
 from spectra.errors import SpectraError
 from spectra.resume.decisions import Decisions
 

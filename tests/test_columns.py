@@ -13,15 +13,15 @@ from torch import nn
 from torch.fx import GraphModule
 
 from spectra.cli import run
-from spectra.curvature.engine import widths as module
-from spectra.curvature.engine.columns import vectorized
+from spectra.curvature.engine import block_widths as module
+from spectra.curvature.engine.block_widths import planned
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.execution import Execution
 from spectra.curvature.engine.graphs import simplify
 from spectra.curvature.engine.hoisting import HoistedProduct
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.engine.recorder import record
-from spectra.curvature.engine.widths import planned
+from spectra.curvature.engine.vectorization import vectorized
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 
@@ -154,7 +154,7 @@ def test_a_plan_covers_all_columns_and_costs_no_more_than_singles(count):
 @pytest.fixture
 def always_together(monkeypatch):
     """Whatever a clock says, wide products take next to no time."""
-    monkeypatch.setattr("spectra.curvature.engine.choices.Autotuner.cost", lambda *_: 0.1)
+    monkeypatch.setattr("spectra.curvature.engine.autotuning.Autotuner.cost", lambda *_: 0.1)
 
 
 @pytest.mark.sampled(12)
@@ -218,7 +218,7 @@ def test_columns_that_differ_go_one_by_one(monkeypatch, always_together):
         graph.recompile()
         return graph
 
-    monkeypatch.setattr("spectra.curvature.engine.columns.together", wrong)
+    monkeypatch.setattr("spectra.curvature.engine.vectorization.together", wrong)
     problem = BY_NAME["mlp"].problem()
     vectors = rows_of(problem, 16).T
     matrix = Curvature(problem, "hessian", products=MANY, check=False)
@@ -232,7 +232,7 @@ def test_columns_that_cannot_be_written_go_one_by_one(monkeypatch, always_togeth
     def refuse(*_):
         raise RuntimeError("no rule for aten.strange")
 
-    monkeypatch.setattr("spectra.curvature.engine.columns.together", refuse)
+    monkeypatch.setattr("spectra.curvature.engine.vectorization.together", refuse)
     problem = BY_NAME["mlp"].problem()
     matrix = Curvature(problem, "hessian", products=MANY, check=False)
     matrix @ rows_of(problem, 4).T
@@ -242,10 +242,10 @@ def test_columns_that_cannot_be_written_go_one_by_one(monkeypatch, always_togeth
 @pytest.mark.parametrize("slower", [False, True])
 def test_a_clock_decides(slower, monkeypatch):
     """Once: two matrices of one problem take the same columns together, whatever the clock says the second time."""
-    monkeypatch.setattr("spectra.curvature.engine.choices._decided", {})
+    monkeypatch.setattr("spectra.curvature.engine.autotuning._decided", {})
     monkeypatch.setenv("SPECTRA_CACHE", "")
     price = [6.0 if slower else 1.0]
-    monkeypatch.setattr("spectra.curvature.engine.choices.Autotuner.seconds", lambda *_, **__: price[0])
+    monkeypatch.setattr("spectra.curvature.engine.autotuning.Autotuner.seconds", lambda *_, **__: price[0])
     problem = BY_NAME["mlp"].problem()
     monkeypatch.setattr(module, "SMALL", 2**40)
     vectors = rows_of(problem, 16).T
@@ -253,7 +253,7 @@ def test_a_clock_decides(slower, monkeypatch):
     found = first @ vectors
     assert first.path.endswith("; 16 columns together")  # for the time of one
     assert first.choices.made == {"4 columns": "1", "16 columns": "1"}
-    monkeypatch.setattr("spectra.curvature.engine.choices.Autotuner.seconds", pytest.fail)
+    monkeypatch.setattr("spectra.curvature.engine.autotuning.Autotuner.seconds", pytest.fail)
     second = Curvature(problem, "hessian", products=MANY, check=False)
     assert torch.equal(second @ vectors, found)
     assert second.path == first.path
@@ -333,13 +333,13 @@ def traced_at_once(monkeypatch, tmp_path):
 
 def says(monkeypatch, seconds: float) -> None:
     """What a clock would measure is this; nothing is remembered but in the state of a run."""
-    monkeypatch.setattr("spectra.curvature.engine.choices._decided", {})
+    monkeypatch.setattr("spectra.curvature.engine.autotuning._decided", {})
     monkeypatch.setenv("SPECTRA_CACHE", "")
 
     def cost(self, name, call, unit, device, of):
         return float(self._decide(name, lambda: str(seconds), lambda text: text != "", ["cost"], device, of))
 
-    monkeypatch.setattr("spectra.curvature.engine.choices.Autotuner.cost", cost)
+    monkeypatch.setattr("spectra.curvature.engine.autotuning.Autotuner.cost", cost)
 
 
 @pytest.mark.sampled(2)

@@ -17,9 +17,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import spectra
 import spectra.cli
-from spectra.curvature.engine import choices as choices_module
+from spectra.curvature.engine import autotuning as choices_module
 from spectra.curvature.engine import compilation
-from spectra.curvature.engine.choices import Autotuner
+from spectra.curvature.engine.autotuning import Autotuner
 from spectra.curvature.engine.compilation import Uncompilable, compiled, pays, without_constants
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.graphs import split

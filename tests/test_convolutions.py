@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectra.curvature.engine import choices as choices_module
-from spectra.curvature.engine.choices import Autotuner
+from spectra.curvature.engine import autotuning as choices_module
+from spectra.curvature.engine.autotuning import Autotuner
 from spectra.curvature.engine.convolutions import CONVOLUTIONS
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.graphs import value

@@ -14,8 +14,8 @@ from helpers import seeded
 from networks import BY_NAME, DEVICES, NETWORKS, Case, Lambda, X, Y, name_of
 from torch import nn
 
+from spectra.curvature.engine.block_widths import BlockWidths
 from spectra.curvature.engine.cuda_graphs import Captured, Graphs, Retained, graphs_for
-from spectra.curvature.engine.widths import BlockWidths
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 
@@ -38,7 +38,7 @@ class StandIn(Graphs):
 @pytest.fixture(params=[pytest.param("stand-in"), pytest.param("cuda", marks=CUDA)])
 def device(request, monkeypatch):
     """A device with graphs, and one on which their stand-in is used."""
-    monkeypatch.setattr("spectra.curvature.engine.choices.Autotuner.cost", lambda *_: 0.1)  # columns go together
+    monkeypatch.setattr("spectra.curvature.engine.autotuning.Autotuner.cost", lambda *_: 0.1)  # columns go together
     if request.param == "cuda":
         return "cuda"
     monkeypatch.setattr("spectra.curvature.engine.products.graphs_for", lambda device, _: StandIn(device))

@@ -21,11 +21,11 @@ import spectra
 from spectra.cli import run
 from spectra.curvature.evaluation import mean_loss
 from spectra.errors import SpectraError
+from spectra.inputs.code_origin import comes_with_packages
 from spectra.inputs.data import load_data
-from spectra.inputs.given import own_data
 from spectra.inputs.items import ItemRequirements, item_requirements
-from spectra.inputs.origin import comes_with_packages
 from spectra.inputs.problem import load_problem
+from spectra.inputs.python_objects import own_data
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss

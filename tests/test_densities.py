@@ -22,10 +22,10 @@ from spectra.cli import run
 from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
-from spectra.inputs.given import own_loss
+from spectra.inputs.python_objects import own_loss
 from spectra.krylov.dense import dense_matrix
 from spectra.problem.batch import Batch
-from spectra.problem.draws import inverse_transform
+from spectra.problem.inverse_transform import inverse_transform
 from spectra.problem.problem import Problem
 
 N, K = 8, 4

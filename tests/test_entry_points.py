@@ -14,10 +14,10 @@ from torch import nn
 from spectra.cli import run
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.errors import SpectraError
+from spectra.inputs.code_origin import comes_with_packages, is_third_party
 from spectra.inputs.data import load_data
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model
-from spectra.inputs.origin import comes_with_packages, is_third_party
 from spectra.inputs.registers import DATA, LOSSES, MODELS
 from spectra.register import NameClash, installed
 

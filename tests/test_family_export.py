@@ -15,7 +15,7 @@ from torch import nn
 
 import spectra
 from spectra.cli import run
-from spectra.inputs.origin import comes_with_packages, is_inside_folder, is_third_party
+from spectra.inputs.code_origin import comes_with_packages, is_inside_folder, is_third_party
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),

@@ -17,8 +17,8 @@ from spectra.demo import mlp
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
 from spectra.operator import Counting
-from spectra.problem.choice import select_parameters
 from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.parameter_selection import select_parameters
 from spectra.problem.problem import Problem
 from spectra.records.inspect import CommandCost
 from spectra.records.problem import LayerRecord

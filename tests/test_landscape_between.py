@@ -21,10 +21,10 @@ from spectra.steps.directions import CHECKPOINT
 from spectra.surfaces.barrier import barrier
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, RANDOM, Direction, numbered
 from spectra.surfaces.example_losses import example_losses
-from spectra.surfaces.given import TrainingDirectionMaker
 from spectra.surfaces.landscape import ROOM, Grid, Point, between, landscape
 from spectra.surfaces.other_checkpoint import read_other_checkpoint
 from spectra.surfaces.plane import frame, side
+from spectra.surfaces.training_directions import TrainingDirectionMaker
 from spectra.surfaces.trajectory import nearest_plane
 
 

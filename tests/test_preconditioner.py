@@ -12,8 +12,8 @@ from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.operator import Counting
 from spectra.optimizer.adam import nadam, nadam_momentum
-from spectra.optimizer.entry import ParameterState
 from spectra.optimizer.momentum import Recurrence, threshold
+from spectra.optimizer.parameter_state import ParameterState
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.optimizer.preconditioner import preconditioner
 from spectra.product_checks import check_operator

@@ -11,7 +11,7 @@ from spectra.curvature.engine import batches as batching
 from spectra.curvature.engine.batches import merged, resized
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.footprint import Footprint, Line, MaximumOfLines, elements, footprint, measured, tensors
-from spectra.curvature.engine.growth import LossMemoryGrowth
+from spectra.curvature.engine.loss_memory import LossMemoryGrowth
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.engine.products import LOADING, SPARED, TRACING
 from spectra.curvature.matrices import MATRICES, definition

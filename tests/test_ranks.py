@@ -19,7 +19,7 @@ from rank_cases import CASES, PROBLEMS, answers, problem
 
 from spectra.cli import run
 from spectra.cluster import ranks
-from spectra.cluster.siblings import LocalRanks
+from spectra.cluster.local_ranks import LocalRanks
 from spectra.curvature.engine.batches import own_batches
 from spectra.problem.problem import Processes
 

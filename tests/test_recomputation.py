@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 import spectra
 from spectra.curvature.checks.derivative_check import KINKED
 from spectra.curvature.engine.differentiation import twice_differentiable
-from spectra.curvature.engine.economy import with_blocks
 from spectra.curvature.engine.footprint import measured
 from spectra.curvature.engine.hoisting import HoistedProduct
+from spectra.curvature.engine.memory_plan import with_blocks
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.problem.autograd_graph import names_behind
 from spectra.problem.blocks import blocks_of, recomputing, repeatable

@@ -12,7 +12,7 @@ import torch
 from helpers import make_record
 
 from spectra.cli import run
-from spectra.inputs.origin import comes_with_packages, is_inside_folder
+from spectra.inputs.code_origin import comes_with_packages, is_inside_folder
 
 NETS = """
 from pathlib import Path

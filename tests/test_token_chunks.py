@@ -16,9 +16,9 @@ from torch.testing import assert_close
 from spectra.cli import run
 from spectra.cli.repeat import repeat_commands
 from spectra.curvature.engine.differentiation import twice_differentiable
-from spectra.curvature.engine.economy import PART, plan_memory, with_small_logits
 from spectra.curvature.engine.footprint import measured
 from spectra.curvature.engine.hoisting import HoistedProduct
+from spectra.curvature.engine.memory_plan import PART, plan_memory, with_small_logits
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.evaluation import evaluate
 from spectra.curvature.matrices import MATRICES, definition
@@ -254,7 +254,7 @@ def test_the_halves_of_a_graph_hold_no_more_than_a_chunk():
 
 
 def test_evaluation_holds_no_more_than_a_chunk(monkeypatch):
-    monkeypatch.setattr("spectra.curvature.engine.economy.LARGE", 2**18)
+    monkeypatch.setattr("spectra.curvature.engine.memory_plan.LARGE", 2**18)
     problem = wide()
     logits = 6 * 40 * 2000 * 8
     expected = evaluate(replace(problem, head=Head("head", 240)))

@@ -23,7 +23,7 @@ from spectra.cli import run
 from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_matrix
 from spectra.plots.saved import saved_figure
-from spectra.problem.undisturbed import temporary_eval_mode
+from spectra.problem.eval_mode import temporary_eval_mode
 from spectra.records.files import read, read_arrays
 
 X = torch.randn(40, 6, generator=seeded(1), dtype=torch.float64)

@@ -18,9 +18,9 @@ import click
 from spectra import __version__
 from spectra.cli.flags import with_flags
 from spectra.cli.layout import Group
-from spectra.cli.sentinel import Watchdog
 from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
 from spectra.cli.terminal import note
+from spectra.cli.watchdog import Watchdog
 from spectra.cluster import ranks
 from spectra.commands import COMMANDS, cli_command
 from spectra.errors import SpectraError

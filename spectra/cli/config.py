@@ -129,7 +129,7 @@ def refuse_changed(context: click.Context, now) -> None:
     if REPEATED not in context.meta:
         return
     path, then = context.meta[REPEATED]
-    from spectra.inputs.origin import RUN
+    from spectra.inputs.code_origin import RUN
 
     for before, after in zip(then.get("operators") or (), now.operators or (), strict=False):
         if "operator" not in typed_names(context) and before.sha256 != after.sha256:

@@ -9,7 +9,7 @@ import click
 
 from spectra.cli.config import plain, recorded
 from spectra.commands import cli_command, with_results
-from spectra.inputs.origin import RUN, is_third_party
+from spectra.inputs.code_origin import RUN, is_third_party
 from spectra.records.record import Record
 
 COMMANDS = {name: cli_command(name) for name in with_results()}

@@ -37,7 +37,7 @@ def trusted_value(context: click.Context, parameter: click.Parameter, value: Any
     path, a_result = context.meta[NAMED_BY]
     if context.meta.get(TRUSTED):
         return value
-    from spectra.inputs.origin import comes_with_packages, is_inside_folder
+    from spectra.inputs.code_origin import comes_with_packages, is_inside_folder
 
     option = max(parameter.opts, key=len)
     if a_result and not comes_with_packages(parameter.name, value):
@@ -56,7 +56,7 @@ def refuse_untrusted_plan(path: Path, options: Mapping[str, Mapping[str, Any]]) 
         path: the path of the plan.
         options: the options of each command, by its name.
     """
-    from spectra.inputs.origin import RUN, is_code, is_inside_folder, is_standard
+    from spectra.inputs.code_origin import RUN, is_code, is_inside_folder, is_standard
 
     folder = Path(path).absolute().parent
     for own in options.values():

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from spectra.cluster.siblings import LocalRanks
+from spectra.cluster.local_ranks import LocalRanks
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 6.0  # seconds that a rank waits for the others to fail in the same way, or to leave

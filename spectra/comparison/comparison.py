@@ -19,8 +19,8 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_integer, require_number, wrong
 from spectra.comparison.frobenius import FrobeniusProducts, frobenius_products
+from spectra.comparison.matrix_summary import MatrixSummary, common_basis, find_measure, summarise_matrix, timed
 from spectra.comparison.pairs import Ends, Pair, compare_pair
-from spectra.comparison.portrait import MatrixSummary, common_basis, find_measure, summarise_matrix, timed
 from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
 from spectra.given_operator import as_operator

@@ -11,7 +11,7 @@ import torch
 
 from spectra.comparison.agreement import Agreement, LeadingEigenpairs, agreements, rayleigh_quotients
 from spectra.comparison.frobenius import FrobeniusProducts
-from spectra.comparison.portrait import MatrixSummary
+from spectra.comparison.matrix_summary import MatrixSummary
 from spectra.krylov.eigenpairs import eigenpairs_unchecked
 from spectra.krylov.results import Progress
 from spectra.operator import SymmetricOperator, Wrapper

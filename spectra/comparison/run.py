@@ -13,7 +13,7 @@ from spectra.comparison.causes import Cause as Reason
 from spectra.comparison.causes import causes
 from spectra.comparison.comparison import Comparison, compare, refuse_single_matrix
 from spectra.comparison.held_out import on_other_data
-from spectra.comparison.portrait import MatrixSummary, timed
+from spectra.comparison.matrix_summary import MatrixSummary, timed
 from spectra.comparison.residuals import residuals
 from spectra.comparison.subsample import SubsetEigenvalues, chains, refuse_sizes
 from spectra.curvature.engine.gradients import mean_gradient
@@ -37,10 +37,10 @@ from spectra.records.compare import (
     on_held_out_data,
 )
 from spectra.records.record import Record
+from spectra.run.matrix_set import MatrixSet, PreparedMatrix
 from spectra.run.measurement import Measurement
 from spectra.run.network import Network
 from spectra.run.session import Session
-from spectra.run.together import MatrixSet, PreparedMatrix
 from spectra.spectrum.classes import class_count, class_structure
 from spectra.spectrum.recording import outliers_of
 from spectra.vectors import norm

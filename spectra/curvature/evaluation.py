@@ -13,8 +13,8 @@ from spectra.arguments import require_integer
 from spectra.curvature.checks.loss_checks import no_second_derivative, rows_of
 from spectra.curvature.engine.batches import QUARTER, own_batches
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
-from spectra.curvature.engine.economy import plan_memory, with_small_logits
 from spectra.curvature.engine.footprint import Footprint, elements
+from spectra.curvature.engine.memory_plan import plan_memory, with_small_logits
 from spectra.curvature.finite_differences import DifferencedHessian
 from spectra.curvature.matrices import definition
 from spectra.errors import OutOfMemory, SpectraError

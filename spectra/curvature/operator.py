@@ -15,15 +15,15 @@ from torch import Tensor
 from spectra.arguments import require_boolean, require_integer
 from spectra.curvature.checks.derivative_check import DerivativeCheckResult, check_derivatives
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
+from spectra.curvature.checks.model_checks import refuse_one_example, refuse_unfit
 from spectra.curvature.checks.notes import autocast_inside, model_notes
 from spectra.curvature.checks.precision import refuse_precision
-from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
-from spectra.curvature.engine.choices import Autotuner
+from spectra.curvature.engine.autotuning import Autotuner
 from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
-from spectra.curvature.engine.economy import MemoryPlan, plan_memory
 from spectra.curvature.engine.execution import add_products
 from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
+from spectra.curvature.engine.memory_plan import MemoryPlan, plan_memory
 from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import KERNELS, definition, refuse_unsuited

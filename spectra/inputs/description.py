@@ -14,9 +14,9 @@ from spectra.curvature.checks.notes import model_notes
 from spectra.curvature.evaluation import Evaluation, evaluate
 from spectra.devices import name_of_device
 from spectra.inputs.devices import recorded_device
-from spectra.inputs.given import GIVEN, data_name, unwrapped
 from spectra.inputs.loss_options import loss_name
-from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem
+from spectra.inputs.python_objects import GIVEN, data_name, unwrapped
+from spectra.problem.input_problem import INPUTS, PARAMETERS, InputProblem
 from spectra.problem.losses import Loss
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord

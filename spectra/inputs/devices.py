@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spectra.devices import WITHOUT_FLOAT64
 from spectra.errors import ArgumentError, SpectraError, describe
-from spectra.inputs.given import device_and_dtype
+from spectra.inputs.python_objects import device_and_dtype
 from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import map_tensors
 

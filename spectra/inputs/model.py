@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from spectra.errors import SpectraError, describe
 from spectra.inputs import programs, timm_model, transformers_model
-from spectra.inputs.origin import names_file
+from spectra.inputs.code_origin import names_file
 from spectra.inputs.registers import MODELS
 from spectra.inputs.seeding import seeded
 from spectra.inputs.sources import Built, Source, forms, half_notes, is_place, source_of

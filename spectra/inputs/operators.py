@@ -28,9 +28,9 @@ from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.files import open_regular
 from spectra.given_operator import ProductOperator, as_operator, size_of
 from spectra.inputs.checkpoint_folder import sha256
+from spectra.inputs.code_origin import is_code, is_path, place_of
 from spectra.inputs.devices import named_dtype
-from spectra.inputs.given import GIVEN
-from spectra.inputs.origin import is_code, is_path, place_of
+from spectra.inputs.python_objects import GIVEN
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest, unreadable_reason
 from spectra.memory import explain_out_of_memory
 from spectra.quoting import quoted

@@ -17,11 +17,11 @@ from spectra.inputs.data import load_data
 from spectra.inputs.description import names_of, problem_record
 from spectra.inputs.devices import batch_to_device, choose_device_and_dtype
 from spectra.inputs.examples import Data
-from spectra.inputs.given import own_data, own_loss
 from spectra.inputs.graphs import graph_notes
 from spectra.inputs.items import item_requirements, refuse_other_names, refuse_weights, unnamed_arguments
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model_loss import recognise
+from spectra.inputs.python_objects import own_data, own_loss
 from spectra.inputs.stacking import named
 from spectra.inputs.transform import choose_transform
 from spectra.inputs.user_loss import part_of
@@ -29,11 +29,11 @@ from spectra.inputs.weights import prepare_model, refuse_of_names
 from spectra.memory import explain_out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, refuse_wrt, separate_inputs
-from spectra.problem.choice import select_parameters
 from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.input_problem import INPUTS, PARAMETERS, InputProblem, refuse_wrt, separate_inputs
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.model_loss import ModelLoss
+from spectra.problem.parameter_selection import select_parameters
 from spectra.problem.problem import Problem, Processes
 from spectra.records.problem import ProblemRecord
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from spectra.errors import SpectraError, describe
 from spectra.files import refuse_special
-from spectra.inputs.origin import PACKAGES, is_path, is_standard, is_standard_object
+from spectra.inputs.code_origin import PACKAGES, is_path, is_standard, is_standard_object
 from spectra.inputs.seeding import seeded
 from spectra.quoting import quoted
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import load_checkpoint
-from spectra.inputs.given import own_model
 from spectra.inputs.hyper_parameters import fitting
 from spectra.inputs.model import build, cast, renormalise_embeddings
+from spectra.inputs.python_objects import own_model
 from spectra.memory import explain_out_of_memory
 from spectra.quoting import foreign
 

@@ -15,7 +15,7 @@ from spectra.krylov.results import Eigenpairs
 from spectra.layerwise import layers as blockwise
 from spectra.layerwise.layers import DIAGONALS, Layers
 from spectra.layerwise.parameter_blocks import BY, block_sums, diagonal_blocks, parameter_blocks, root_of
-from spectra.optimizer.given import PreconditionerSpec
+from spectra.optimizer.preconditioner_spec import PreconditionerSpec
 from spectra.problem.problem import Problem
 from spectra.vectors import without_autocast
 

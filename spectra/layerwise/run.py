@@ -26,11 +26,11 @@ from spectra.layerwise.parameter_blocks import (
 from spectra.layerwise.recording import layers_results
 from spectra.operator import Shaped
 from spectra.records.record import Record
-from spectra.run.known import earlier_which, eigenpairs
+from spectra.run.earlier_eigenpairs import earlier_which, eigenpairs
+from spectra.run.matrix_set import MatrixSet, PreparedMatrix
 from spectra.run.measurement import Measurement
 from spectra.run.request import AnySize
 from spectra.run.session import Session
-from spectra.run.together import MatrixSet, PreparedMatrix
 from spectra.vectors import take_rows
 
 LEADING = ("LM", "BE")  # choices of eig that include the eigenvalue of largest magnitude

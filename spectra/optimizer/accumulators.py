@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectra.optimizer.entry import ParameterState
 from spectra.optimizer.momentum import Recurrence
+from spectra.optimizer.parameter_state import ParameterState
 
 
 def adagrad(entry: ParameterState) -> Tensor:

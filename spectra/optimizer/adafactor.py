@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.optimizer.entry import ParameterState, refusal
 from spectra.optimizer.momentum import Recurrence
+from spectra.optimizer.parameter_state import ParameterState, refusal
 
 LARGEST_STEP, WARMUP = 1e-2, 1e-6  # of transformers' relative step: its limit, and the growth of the limit per step
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.optimizer.entry import ParameterState
 from spectra.optimizer.momentum import Recurrence
+from spectra.optimizer.parameter_state import ParameterState
 
 LEAST_LENGTH = 5  # of the average in RAdam, below which nothing is adapted
 

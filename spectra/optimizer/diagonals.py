@@ -22,10 +22,10 @@ from spectra.given_operator import as_operator
 from spectra.inputs.checkpoint_folder import sha256
 from spectra.inputs.safetensors_file import read_safetensors
 from spectra.inputs.state_dict import some
-from spectra.optimizer.entry import refusal
 from spectra.optimizer.momentum import Threshold
+from spectra.optimizer.parameter_state import refusal
 from spectra.optimizer.preconditioner import Preconditioner
-from spectra.optimizer.saved import in_model
+from spectra.optimizer.state_dict import in_model
 from spectra.product_checks import check_operator
 from spectra.quoting import foreign
 

@@ -13,8 +13,8 @@ from spectra.inputs.checkpoint_file import read_checkpoint
 from spectra.inputs.foreign_formats import RESAVE
 from spectra.inputs.spec import parse_spec
 from spectra.inputs.state_dict import some
-from spectra.optimizer.entry import refusal
-from spectra.optimizer.saved import is_optimizer_state
+from spectra.optimizer.parameter_state import refusal
+from spectra.optimizer.state_dict import is_optimizer_state
 from spectra.quoting import quoted
 
 SAVE = 'torch.save(optimizer.state_dict(), "optimizer.pt")'

@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 from spectra.errors import ArgumentError, SpectraError
 from spectra.operator import SymmetricOperator, find_on, placed
-from spectra.optimizer.entry import ParameterState, refusal
 from spectra.optimizer.momentum import Threshold, threshold
+from spectra.optimizer.parameter_state import ParameterState, refusal
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.optimizer.rules import ALWAYS_DECOUPLED, RULES, names_in, recognise, refuse_others, rule_name_of
-from spectra.optimizer.saved import ParameterStates, read_parameter_states
-from spectra.problem.choice import select_parameters
+from spectra.optimizer.state_dict import ParameterStates, read_parameter_states
+from spectra.problem.parameter_selection import select_parameters
 from spectra.quoting import foreign
 from spectra.wording import outline
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from spectra.optimizer import adafactor
 from spectra.optimizer.accumulators import adadelta, adagrad, no_momentum, rmsprop, rmsprop_momentum
 from spectra.optimizer.adam import adam, adam_momentum, nadam, nadam_momentum, radam
-from spectra.optimizer.entry import ParameterState, refusal
 from spectra.optimizer.momentum import Recurrence
+from spectra.optimizer.parameter_state import ParameterState, refusal
 from spectra.optimizer.sgd import heavy_ball, identity
 from spectra.quoting import foreign
 from spectra.wording import counted

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.optimizer.entry import ParameterState
 from spectra.optimizer.momentum import Recurrence
+from spectra.optimizer.parameter_state import ParameterState
 
 
 def identity(entry: ParameterState) -> Tensor:

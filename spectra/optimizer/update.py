@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 
 from spectra.errors import describe
 from spectra.optimizer.adafactor import torch_eps, torch_shape
-from spectra.optimizer.entry import ParameterState, as_number, refusal
+from spectra.optimizer.parameter_state import ParameterState, as_number, refusal
 from spectra.optimizer.preconditioner import is_decoupled, parameter_states_of
-from spectra.optimizer.saved import SCALARS
+from spectra.optimizer.state_dict import SCALARS
 from spectra.quoting import foreign
 
 BY_SPEED = {"foreach", "fused", "capturable", "differentiable"}  # options that change the speed, not the result

@@ -3,7 +3,8 @@
 The loss of an example with targets y is the mean of -log p(y|f) over the remaining dimensions of `log_prob`. For the
 Fisher matrices, the m terms of an example are one joint density with independent parts, times 1/m. The Fisher
 information in the parameters of a distribution is known (`information`), and autograd gives their derivative with
-respect to the output. Labels are drawn from uniform numbers that belong to the example (`spectra.problem.draws`).
+respect to the output. Labels are drawn from uniform numbers that belong to the example
+(`spectra.problem.inverse_transform`).
 
 An object that is called with (output, target) defines its density by a method `draw(output, uniform)`, which returns
 targets computed from uniform numbers `uniform(j)` in (0, 1), of shape (b,) and new for each j.
@@ -25,8 +26,8 @@ from torch.utils import _pytree as pytree
 
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.draws import inverse_transform
 from spectra.problem.information import information
+from spectra.problem.inverse_transform import inverse_transform
 from spectra.problem.losses import CustomLoss
 
 Uniform = Callable[[int], Tensor]

@@ -15,7 +15,7 @@ from spectra.krylov.results import SpectralMeasure
 from spectra.operator import Shaped
 from spectra.records.precondition import titled
 from spectra.records.record import Record
-from spectra.run import by_inputs
+from spectra.run import input_blocks
 from spectra.run.kernels import exact_kernels, kernels
 from spectra.run.request import AnySize
 from spectra.run.session import Session
@@ -51,7 +51,7 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     products = (asked.probes + 1) * asked.steps
     over_examples, exact = kernels(session), exact_kernels(session)
     if session.request.by_inputs:
-        found, how = by_inputs.measures(session, method, products)
+        found, how = input_blocks.measures(session, method, products)
         methods = dict.fromkeys(session.names, how)
     else:
         methods = dict.fromkeys(exact, "gram")

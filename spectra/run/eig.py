@@ -19,7 +19,7 @@ from spectra.krylov.sampling import with_sampling_errors
 from spectra.operator import Shaped, SymmetricOperator
 from spectra.records.eig import LARGEST_VECTORS, EigResult, eig_results
 from spectra.records.record import Record
-from spectra.run import by_inputs
+from spectra.run import input_blocks
 from spectra.run.kernels import exact_method, kernels
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
@@ -72,7 +72,7 @@ def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
     session.load()
     asked = session.request.settings
     if session.request.by_inputs:
-        found, method = by_inputs.eigenpairs(session, lambda solve: partial(lean, solve, save_vectors))
+        found, method = input_blocks.eigenpairs(session, lambda solve: partial(lean, solve, save_vectors))
         record = session.record(found, [EigResult.by_example(one, method) for one in found])
         session.keep(record)
         return record

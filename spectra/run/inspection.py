@@ -36,7 +36,7 @@ from spectra.krylov.gram import decomposition_seconds
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
 from spectra.operator import Counting
-from spectra.problem.choice import select_parameters
+from spectra.problem.parameter_selection import select_parameters
 from spectra.product_checks import CHECKS
 from spectra.records.inspect import InspectResult
 from spectra.records.problem import CheckpointMatch, LayerRecord, ProblemRecord

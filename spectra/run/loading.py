@@ -17,7 +17,7 @@ from spectra.errors import SpectraError
 from spectra.inputs.description import describe_problem
 from spectra.inputs.devices import choose_device_and_dtype
 from spectra.inputs.problem import Loaded, load_problem
-from spectra.problem.by_inputs import InputProblem
+from spectra.problem.input_problem import InputProblem
 from spectra.problem.problem import Problem, Processes
 from spectra.product_checks import CHECKS, NOISE_PRODUCTS
 from spectra.run.request import Request

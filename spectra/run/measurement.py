@@ -18,7 +18,7 @@ from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
 from spectra.memory import basis_place
 from spectra.operator import Counting, Noise, SymmetricOperator, find_on, reference
 from spectra.product_checks import check_operator, measure_noise
-from spectra.run.subject import Matrix
+from spectra.run.matrix_source import Matrix
 from spectra.vectors import gather_on_first
 
 ON_HOST = "; basis in host memory"

@@ -19,11 +19,11 @@ from spectra.curvature.matrices import KERNELS
 from spectra.curvature.operator import Curvature
 from spectra.inputs.problem import Loaded
 from spectra.operator import SymmetricOperator, mesh_of
-from spectra.optimizer.given import PreconditionerSpec
 from spectra.optimizer.preconditioner import Preconditioner, second_decay
-from spectra.problem.by_inputs import InputProblem
+from spectra.optimizer.preconditioner_spec import PreconditionerSpec
+from spectra.problem.eval_mode import temporary_eval_mode
+from spectra.problem.input_problem import InputProblem
 from spectra.problem.problem import Problem, Processes
-from spectra.problem.undisturbed import temporary_eval_mode
 from spectra.records.problem import ProblemRecord
 from spectra.resume.journal import as_bytes
 from spectra.run.basis import ShardedSpace

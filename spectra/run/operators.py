@@ -31,7 +31,7 @@ from spectra.run.request import Request
 
 @dataclass
 class GivenMatrix(Wrapper):
-    """An operator given by the user, with the interface of `run.subject.Matrix`."""
+    """An operator given by the user, with the interface of `run.matrix_source.Matrix`."""
 
     given: GivenOperator
 

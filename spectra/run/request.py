@@ -15,11 +15,11 @@ from spectra.inputs.operators import Operators
 from spectra.krylov.methods import EIG_BLOCKS, TRACE_BLOCKS
 from spectra.krylov.placement import Placement
 from spectra.operator import Shaped
-from spectra.optimizer.given import PreconditionerSpec
-from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, refuse_wrt
+from spectra.optimizer.preconditioner_spec import PreconditionerSpec
+from spectra.problem.input_problem import INPUTS, PARAMETERS, InputProblem, refuse_wrt
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
-from spectra.run.known import earlier_arrays
+from spectra.run.earlier_eigenpairs import earlier_arrays
 
 
 class Settings(Protocol):
@@ -89,7 +89,7 @@ class Request(Generic[S]):
         check: compare derivatives with finite differences first.
         precision: the precision of products: ieee, tf32 or bf16.
         products: how products with the Hessian are computed: exact, or by differences of gradients.
-        precondition: the preconditioner P of P^-1/2 A P^-1/2, as in `spectra.optimizer.given`; None: A itself.
+        precondition: the preconditioner P of P^-1/2 A P^-1/2, as in `optimizer.preconditioner_spec`; None: A itself.
         difference_step: the length of a displacement over |w|; None: the best for the dtype.
         compile: compile products; None: if that saves time.
         out: the directory of the files; None: nothing is written.

@@ -17,7 +17,7 @@ from typing import Any, Generic, cast
 import torch
 
 from spectra.cluster import ranks
-from spectra.curvature.engine.choices import Autotuner
+from spectra.curvature.engine.autotuning import Autotuner
 from spectra.curvature.finite_differences import FORMS, FiniteDifferences
 from spectra.curvature.operator import Curvature
 from spectra.defaults import EXACT
@@ -36,14 +36,14 @@ from spectra.records.record import Record
 from spectra.resume.journal import CheckpointedOperator
 from spectra.resume.state import State
 from spectra.run import basis
-from spectra.run.known import eigenpairs, other_preconditioning
+from spectra.run.earlier_eigenpairs import eigenpairs, other_preconditioning
 from spectra.run.listener import Caller, Listener
 from spectra.run.loading import checks_of, idle_cards
+from spectra.run.matrix_source import Matrix, MatrixSource
 from spectra.run.measurement import Measurement, imprecise, in_ieee_instead, measure
 from spectra.run.network import Network
 from spectra.run.operators import GivenOperators
 from spectra.run.request import Request, S
-from spectra.run.subject import Matrix, MatrixSource
 from spectra.vectors import shard_sizes, without_autocast
 
 

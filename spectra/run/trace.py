@@ -23,7 +23,7 @@ from spectra.operator import Factored, Shaped, SymmetricOperator, find_on
 from spectra.product_checks import CHECKS
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
-from spectra.run import by_inputs
+from spectra.run import input_blocks
 from spectra.run.kernels import kernels
 from spectra.run.measurement import Measurement
 from spectra.run.request import Request
@@ -67,7 +67,7 @@ def trace(session: Session[TraceSettings]) -> Record:
     refuse_dense_differences(session.request)
     session.load()
     if session.request.by_inputs:
-        found = by_inputs.traces(session)
+        found = input_blocks.traces(session)
         record = session.record(found, [TraceResult.by_example(one) for one in found])
         session.keep(record)
         return record

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
+from spectra.curvature.checks.model_checks import refuse_one_example, refuse_unfit
 from spectra.curvature.definition import loss_gradient, scaled
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import explained, gradient, twice_differentiable

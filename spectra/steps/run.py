@@ -24,10 +24,10 @@ from spectra.optimizer.files import find_optimizer
 from spectra.problem.problem import Problem
 from spectra.quoting import quoted
 from spectra.records.record import Record
-from spectra.run.known import earlier_which, eigenpairs
+from spectra.run.earlier_eigenpairs import earlier_which, eigenpairs
+from spectra.run.matrix_set import MatrixSet, PreparedMatrix
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
-from spectra.run.together import MatrixSet, PreparedMatrix
 from spectra.steps.alignment import Alignment, alignment
 from spectra.steps.curvatures import DirectionalCurvature, curvature_along
 from spectra.steps.directions import (

@@ -1,7 +1,7 @@
 """Directions in parameter space along which the loss is evaluated.
 
 This module computes eigenvectors and filter-normalised random directions. Directions of training (gradient, optimizer
-step, other checkpoints, components of a trajectory) are made in `surfaces.given`.
+step, other checkpoints, components of a trajectory) are made in `surfaces.training_directions`.
 """
 
 from __future__ import annotations

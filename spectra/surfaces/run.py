@@ -23,21 +23,21 @@ from spectra.problem.problem import Problem
 from spectra.records.directions import PATH
 from spectra.records.files import read_arrays
 from spectra.records.record import Record
-from spectra.run.known import earlier_which, eigenpairs
+from spectra.run.earlier_eigenpairs import earlier_which, eigenpairs
+from spectra.run.matrix_set import MatrixSet, PreparedMatrix
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
-from spectra.run.together import MatrixSet, PreparedMatrix
 from spectra.surfaces.directions import EIGENVECTOR, LOWEST, find_directions, numbered, refuse_ranks
-from spectra.surfaces.given import (
+from spectra.surfaces.landscape import Grid, Point, landscape
+from spectra.surfaces.other_checkpoint import read_other_checkpoint, set_to, tensors_of
+from spectra.surfaces.recording import landscape_results
+from spectra.surfaces.training_directions import (
     TrainingDirectionMaker,
     TrainingDirections,
     files_of,
     is_training_direction,
     refuse_missing,
 )
-from spectra.surfaces.landscape import Grid, Point, landscape
-from spectra.surfaces.other_checkpoint import read_other_checkpoint, set_to, tensors_of
-from spectra.surfaces.recording import landscape_results
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from spectra.records.entry import Entry
 from spectra.records.precondition import titled
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
-from spectra.tables.by_inputs import EIGENVALUES, TRACES, mean_columns, mean_rows, of_either_sign, trace_cells
+from spectra.tables.input_blocks import EIGENVALUES, TRACES, mean_columns, mean_rows, of_either_sign, trace_cells
 from spectra.tables.precondition import precondition_line, threshold_lines
 from spectra.wording import counted, with_error
 

@@ -11,10 +11,10 @@ from spectra.curvature.evaluation import cut_batches
 from spectra.errors import SpectraError
 from spectra.inputs.devices import batch_to_device
 from spectra.inputs.examples import Data
-from spectra.inputs.given import device_and_dtype, own_data, own_loss
 from spectra.inputs.items import item_requirements
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model_loss import recognise
+from spectra.inputs.python_objects import device_and_dtype, own_data, own_loss
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import Loss

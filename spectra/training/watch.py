@@ -21,15 +21,15 @@ from spectra.devices import name_of_device
 from spectra.errors import SpectraError, describe
 from spectra.inputs.description import versions
 from spectra.inputs.devices import DTYPES, batch_to_device, recorded_device
-from spectra.inputs.given import device_and_dtype, own_loss, unwrapped
 from spectra.inputs.model import uncompiled
+from spectra.inputs.python_objects import device_and_dtype, own_loss, unwrapped
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.krylov.warm_start import WarmStart
-from spectra.optimizer.entry import NotStepped
+from spectra.optimizer.parameter_state import NotStepped
 from spectra.optimizer.preconditioner import Preconditioner, preconditioner, refuse_second_decay
+from spectra.problem.eval_mode import temporary_eval_mode
 from spectra.problem.problem import Problem
 from spectra.problem.side_effects import generators_restored
-from spectra.problem.undisturbed import temporary_eval_mode
 from spectra.records.eig import EigResult
 from spectra.records.files import prepare_directory
 from spectra.records.precondition import PreconditionRecord

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from spectra.curvature.engine.growth import LossMemoryGrowth, loss_growth
 from spectra.curvature.engine.hoisting import Linearise
+from spectra.curvature.engine.loss_memory import LossMemoryGrowth, loss_growth
 from spectra.curvature.engine.meter import Meter
 from spectra.errors import SpectraError
 from spectra.memory import out_of_memory

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
-from spectra.curvature.engine.choices import Autotuner, fingerprint
+from spectra.curvature.engine.autotuning import Autotuner, fingerprint
 from spectra.curvature.engine.differentiation import Apply, switched
 from spectra.curvature.engine.layouts import choose_layout
 from spectra.defaults import IEEE

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from spectra.curvature.engine.choices import Autotuner, fingerprint
+from spectra.curvature.engine.autotuning import Autotuner, fingerprint
 from spectra.problem.batch import Batch
 
 LAYOUTS = {"as given": False, "channels last": True}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from spectra.curvature.engine.choices import fingerprint
+from spectra.curvature.engine.autotuning import fingerprint
 from spectra.curvature.engine.differentiation import switched
 from spectra.curvature.engine.execution import Execution, described
 from spectra.curvature.engine.graphs import duplicate, eliminate, find_value, first_input, value, without_repetition

@@ -15,15 +15,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from spectra.curvature.engine.autotuning import Autotuner, fingerprint
 from spectra.curvature.engine.batches import own_batches, resized
-from spectra.curvature.engine.choices import Autotuner, fingerprint
+from spectra.curvature.engine.block_widths import WORTH_MEASURING, BlockWidths
 from spectra.curvature.engine.compilation import Uncompilable, pays
 from spectra.curvature.engine.cuda_graphs import VECTORS, Retained, graphs_for
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.engine.execution import BatchProduct, Execution, in_use
 from spectra.curvature.engine.footprint import Footprint, elements, measured
 from spectra.curvature.engine.hoisting import HoistedProduct, Linearise, Untraceable, shape_of
-from spectra.curvature.engine.widths import WORTH_MEASURING, BlockWidths
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.memory import products_share

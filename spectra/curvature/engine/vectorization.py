@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from spectra.curvature.engine.convolved import convolution, convolution_backward
 from spectra.curvature.engine.graphs import (
     bare,
     constant,
@@ -31,6 +30,7 @@ from spectra.curvature.engine.graphs import (
 )
 from spectra.curvature.engine.recorder import record
 from spectra.curvature.engine.rewrites import is_call, merged_sums, sums_of_products
+from spectra.curvature.engine.vectorized_convolutions import convolution, convolution_backward
 
 aten = torch.ops.aten
 

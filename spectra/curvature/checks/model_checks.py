@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spectra.curvature.engine.economy import with_small_logits
+from spectra.curvature.engine.memory_plan import with_small_logits
 from spectra.curvature.engine.used_parameters import output_depends_on_parameters
 from spectra.errors import SpectraError
 from spectra.problem.batch_loss import BatchLoss

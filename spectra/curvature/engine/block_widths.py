@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spectra.curvature.engine.choices import MARGIN, Autotuner
+from spectra.curvature.engine.autotuning import MARGIN, Autotuner
 from spectra.errors import describe
 from spectra.random_numbers import draw_keys, normal_rows
 

@@ -20,7 +20,7 @@ from spectra.errors import SpectraError
 from spectra.krylov.equal_blocks import Unsharded, dense_measure, dense_measure_pays, dense_pays
 from spectra.krylov.methods import CHEAPEST_TRACE_BLOCKS, EIG_BLOCKS, TRACE_BLOCKS
 from spectra.operator import Counting, SymmetricOperator, random_vectors
-from spectra.problem.by_inputs import InputProblem
+from spectra.problem.input_problem import InputProblem
 from spectra.problem.space import Space
 from spectra.records.density import METHOD
 from spectra.run.measurement import Measurement

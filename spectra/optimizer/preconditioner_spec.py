@@ -23,15 +23,15 @@ from torch.optim import Optimizer
 
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint_folder import sha256
-from spectra.inputs.given import GIVEN
+from spectra.inputs.code_origin import is_code, is_path, place_of
 from spectra.inputs.operators import builds
-from spectra.inputs.origin import is_code, is_path, place_of
+from spectra.inputs.python_objects import GIVEN
 from spectra.inputs.spec import call, input_error, parse_spec, resolve, unreadable_reason
 from spectra.optimizer.diagonals import SUFFIXES, from_arrays, from_operator, from_vector, read_diagonal
-from spectra.optimizer.entry import refusal
 from spectra.optimizer.files import IN_A_FOLDER, OPTIONS, read_state
+from spectra.optimizer.parameter_state import refusal
 from spectra.optimizer.preconditioner import Preconditioner, preconditioner
-from spectra.optimizer.saved import is_optimizer_state
+from spectra.optimizer.state_dict import is_optimizer_state
 from spectra.quoting import quoted
 from spectra.records.precondition import PreconditionRecord
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from spectra.inputs.state_dict import ModelKeys, matches
-from spectra.optimizer.entry import ParameterState, refusal
 from spectra.optimizer.matching import by_order
+from spectra.optimizer.parameter_state import ParameterState, refusal
 from spectra.optimizer.rules import recognise
 from spectra.quoting import foreign
 

@@ -22,7 +22,7 @@ from spectra.run.session import Session
 class PreparedMatrix:
     """A matrix, and the operator that methods multiply by, distributed over ranks and with its products logged."""
 
-    curvature: Any  # a Curvature, or another `run.subject.Matrix`
+    curvature: Any  # a Curvature, or another `run.matrix_source.Matrix`
     operator: SymmetricOperator
     noise: float | None = None  # relative, of one product
     checks: int = 0  # products
