@@ -182,8 +182,8 @@ def eig(
         as_choice("method", method, EIG),
         as_positive("tolerance", tolerance),
     )
-    asked = {"k": settings.k, "which": which, "method": method, "tol": settings.tolerance}
-    request = make_request(settings, asked, given)
+    options = {"k": settings.k, "which": which, "method": method, "tol": settings.tolerance}
+    request = make_request(settings, options, given)
     with Session(request, Caller(checked_progress(progress))) as session:
         return one_or_all(eigenvalues(session, save_vectors).results, curvature)
 
@@ -257,8 +257,8 @@ def trace(
         None if method is None else as_choice("method", method, TRACE),
         None if probes is None else as_count("probes", probes, 2),
     )
-    asked = {"method": method, "rtol": settings.rtol, "probes": settings.probes, "deflate": deflate and str(deflate)}
-    request = make_request(settings, asked, given)
+    options = {"method": method, "rtol": settings.rtol, "probes": settings.probes, "deflate": deflate and str(deflate)}
+    request = make_request(settings, options, given)
     with Session(request, Caller(checked_progress(progress))) as session:
         return one_or_all(traces(session).results, curvature)
 
@@ -332,8 +332,8 @@ def density(
         as_count("probes", probes, 1),
         None if damping is None else as_positive("damping", damping),
     )
-    asked = {"steps": settings.steps, "probes": settings.probes, "log": False, "damping": settings.damping}
-    request = make_request(settings, asked | {"deflate": deflate and str(deflate)}, given)
+    options = {"steps": settings.steps, "probes": settings.probes, "log": False, "damping": settings.damping}
+    request = make_request(settings, options | {"deflate": deflate and str(deflate)}, given)
     with Session(request, Caller(checked_progress(progress))) as session:
         return one_or_all(densities(session, draw).results, curvature)
 
@@ -425,18 +425,24 @@ def step(
     )
     require_boolean("noise", noise)
     require_boolean("population", population)
-    asked = {"optimizer": optimizer if isinstance(optimizer, str) else None, "k": settings.k, "tol": settings.tolerance}
-    asked |= {name: getattr(settings, name) for name in ("noise", "population", "rho", "adaptive_rho", "ascent_steps")}
-    asked |= {"to": [str(other) for other in others if isinstance(other, str | Path)]}
-    request = make_request(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
-    if request.by_inputs:
+    options = {
+        "optimizer": optimizer if isinstance(optimizer, str) else None,
+        "k": settings.k,
+        "tol": settings.tolerance,
+    }
+    options |= {
+        name: getattr(settings, name) for name in ("noise", "population", "rho", "adaptive_rho", "ascent_steps")
+    }
+    options |= {"to": [str(other) for other in others if isinstance(other, str | Path)]}
+    request = make_request(settings, options | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
+    if request.wrt_inputs:
         raise SpectraError("`wrt` inputs: a step updates parameters, not inputs; omit `wrt`")
     options = {name: value for name, value in request.options.items() if name not in (*OF_EXACT, "wrt")}
     lenient = curvature == OF_STEPS
     request = replace(request, options=options, earlier_option="eigenvectors", lenient=lenient)
     with Session(request, Caller(checked_progress(progress))) as session:
         record = with_figures(session, steps(session), "spectra.plots.step:step_figures")
-        session.keep(record)
+        session.save_record(record)
         return record
 
 
@@ -516,10 +522,10 @@ def landscape(
     settings = LandscapeSettings(
         tuple(map(parsed_directions, texts)), grid, as_positive("tolerance", tolerance), more, optimizer
     )
-    asked = {"along": [",".join(names) for names in settings.along], "radius": radius, "points": points}
-    asked |= {"tol": settings.tolerance, "optimizer": optimizer if isinstance(optimizer, str) else None}
-    request = make_request(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
-    if request.by_inputs:
+    options = {"along": [",".join(names) for names in settings.along], "radius": radius, "points": points}
+    options |= {"tol": settings.tolerance, "optimizer": optimizer if isinstance(optimizer, str) else None}
+    request = make_request(settings, options | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
+    if request.wrt_inputs:
         raise SpectraError("`wrt` inputs: a landscape is a function of the parameters; omit `wrt`")
     options = {name: value for name, value in request.options.items() if name not in (*OF_EXACT, "wrt")}
     if more:
@@ -527,7 +533,7 @@ def landscape(
     request = replace(request, options=options, earlier_option="eigenvectors")
     with Session(request, Caller(checked_progress(progress))) as session:
         record = with_figures(session, landscapes(session), "spectra.plots.landscape:landscape_figures")
-        session.keep(record)
+        session.save_record(record)
         return record
 
 
@@ -616,7 +622,7 @@ OF_NETWORKS = {
 }
 
 
-def make_request(settings: S, asked: Mapping[str, Any], given: Arguments) -> Request[S]:
+def make_request(settings: S, options: Mapping[str, Any], given: Arguments) -> Request[S]:
     """Make the request of a call; `asked` are its settings under the names of the command line."""
     seed = as_count("seed", given.seed, 0)
     if is_matrix(given.model):
@@ -639,7 +645,7 @@ def make_request(settings: S, asked: Mapping[str, Any], given: Arguments) -> Req
         settings,
         problem,
         names,
-        options={**asked, **recorded},
+        options={**options, **recorded},
         seed=seed,
         max_products=max_products,
         memory=given.problem.get("memory"),

@@ -131,8 +131,9 @@ def test_a_run_resumes_on_another_card(device):
         problem={"model": "a.py:b"},
     )
     session.matrix_source = SimpleNamespace(names=(), fingerprint=dict)
-    session.about = ProblemRecord.known(parameters=1, examples=1, batch_size=1, seed=0, loss_value=1.0, device=device,
-        versions={"spectra": "0"})  # fmt: skip
+    session.problem_record = ProblemRecord.known(
+        parameters=1, examples=1, batch_size=1, seed=0, loss_value=1.0, device=device, versions={"spectra": "0"}
+    )
     assert session.fingerprint()["device"] == "cuda"
 
 

@@ -578,7 +578,7 @@ def test_another_state_is_another_run(found, call, monkeypatch):
     """What an unfinished run has left is taken up for the same P alone."""
     model, _, _ = saved("RMSprop")
     torch.save(model.state_dict(), "w.pt")
-    kept = Session.keep
+    kept = Session.save_record
     line = f"eig {LINE} --checkpoint w.pt --precondition P.npz -k 2 --which LA --out o"
 
     def killed(session, record):

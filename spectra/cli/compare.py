@@ -72,7 +72,7 @@ def compare(k, probes, steps, held_out, subsample, loss_part, **options) -> int:
         with Session(request(settings), TERMINAL) as session:
             found = compare_matrices(session)
             record = drawn(session, found.record, lambda _: figures(found))
-            session.keep(record)
+            session.save_record(record)
     return finish(record, options["as_json"], compare_text(record))
 
 

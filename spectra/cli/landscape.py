@@ -97,5 +97,5 @@ def landscape(along, radius, points, optimizer, tol, **options) -> int:
         settings = LandscapeSettings(tuple(one.names for one in along), Grid(radius, points), tol, others, optimizer)
         with Session(request(settings), TERMINAL) as session:
             record = drawn(session, landscapes(session), landscape_figures)
-            session.keep(record)
+            session.save_record(record)
     return finish(record, options["as_json"], landscape_text(record))

@@ -37,9 +37,9 @@ def on_other_data(problem: Problem, data: str, transform: str | None, model: str
         other = replace(problem, batches=batches)
         value = evaluate(other)
     except SpectraError as error:
-        told = str(error)
+        fields = str(error)
         raise SpectraError(
-            told.replace("`data`", OPTION) if "`data`" in told else f"{OPTION} {data}: {told}"
+            fields.replace("`data`", OPTION) if "`data`" in fields else f"{OPTION} {data}: {fields}"
         ) from error
-    told = {"data": data, "examples": other.examples, "loss_value": value.loss, "accuracy": value.accuracy}
-    return other, told
+    fields = {"data": data, "examples": other.examples, "loss_value": value.loss, "accuracy": value.accuracy}
+    return other, fields

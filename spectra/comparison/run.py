@@ -97,16 +97,16 @@ class OperatorComparison:
     """A comparison of matrices in a session."""
 
     def __init__(self, session: Session[CompareSettings]):
-        self.session, self.asked, self.limit = session, session.request.settings, session.request.max_products
-        self.together = MatrixSet(session, len(session.names) * (1 + len(self.asked.parts)) + 2)
-        self.products = (self.asked.probes + 1) * self.asked.steps
+        self.session, self.settings, self.limit = session, session.request.settings, session.request.max_products
+        self.matrix_set = MatrixSet(session, len(session.names) * (1 + len(self.settings.parts)) + 2)
+        self.products = (self.settings.probes + 1) * self.settings.steps
 
-    def all_of_it(self) -> ComparisonRecord:
+    def make_record(self) -> ComparisonRecord:
         """Compare distances, eigenspaces and spectra of the matrices."""
-        matrices = {name: self.together.of(name, self.products) for name in self.session.names}
+        matrices = {name: self.matrix_set.of(name, self.products) for name in self.session.names}
         comparison = self.compared(matrices)
         found = self.measured(matrices, comparison)
-        results = [CompareResult.of(m, self.asked.k, outliers_of(m.answer.measure, None)) for m in found]
+        results = [CompareResult.of(m, self.settings.k, outliers_of(m.answer.measure, None)) for m in found]
         pairs = [Pair.of(pair, comparison.dimension) for pair in comparison.pairs]
         return ComparisonRecord(self.session.record(found, results, pairs=pairs, causes=[]), comparison, {})
 
@@ -128,9 +128,9 @@ class OperatorComparison:
         left = None if self.limit is None else self.limit - max(matrix.checks for matrix in matrices.values())
         return compare(
             {name: matrix.operator for name, matrix in matrices.items()},
-            k=self.asked.k,
-            probes=self.asked.probes,
-            steps=self.asked.steps,
+            k=self.settings.k,
+            probes=self.settings.probes,
+            steps=self.settings.steps,
             generator=self.seeded(),
             max_products=left,
             known=known,
@@ -145,16 +145,16 @@ class OperatorComparison:
 class NetworkComparison(OperatorComparison):
     """A comparison of matrices of a network, also for parts of the loss and other data, with causes of differences."""
 
-    def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None = None) -> ComparisonRecord:
+    def make_record(self, other: tuple[Problem, dict[str, Any]] | None = None) -> ComparisonRecord:
         """Compute everything that was requested; `other` is the problem on the held-out data and its description."""
-        problem, names, k = self.session.problem, self.session.names, self.asked.k
-        matrices = {name: self.together.matrix(problem, name, self.products) for name in names}
-        matrices |= self.of_parts(names)
+        problem, names, k = self.session.problem, self.session.names, self.settings.k
+        matrices = {name: self.matrix_set.matrix(problem, name, self.products) for name in names}
+        matrices |= self.compare_parts(names)
         comparison = self.compared(matrices)
-        reasons = self.explained(comparison)
+        reasons = self.find_causes(comparison)
         found = self.measured(matrices, comparison)
-        there, again = self.on_held_out(other[0], matrices, comparison) if other else ([], {})
-        by_size = self.on_subsets(self.asked.subsample) if self.asked.subsample else {}
+        there, again = self.compare_held_out(other[0], matrices, comparison) if other else ([], {})
+        by_size = self.compare_subsets(self.settings.subsample) if self.settings.subsample else {}
         classes = None if self.session.request.preconditioner else class_count(problem)
         structure = self.levels(comparison) if classes else None
 
@@ -174,26 +174,26 @@ class NetworkComparison(OperatorComparison):
         )
         return ComparisonRecord(record, comparison, again)
 
-    def of_parts(self, names: Sequence[str]) -> dict[str, PreparedMatrix]:
+    def compare_parts(self, names: Sequence[str]) -> dict[str, PreparedMatrix]:
         """The matrices of each requested part of the loss, named `matrix, part`."""
         problem, found = self.session.problem, {}
-        for part in self.asked.parts:
+        for part in self.settings.parts:
             alone = replace(problem, loss=part_of(problem.loss, part))
             for name in names:
                 label = of_part(name, part)
-                found[label] = self.together.matrix(alone, name, self.products, label)
+                found[label] = self.matrix_set.matrix(alone, name, self.products, label)
         return found
 
-    def explained(self, comparison: Comparison) -> list[Reason]:
+    def find_causes(self, comparison: Comparison) -> list[Reason]:
         """The reasons why the matrices differ; fisher-batch is left out if the number of products is limited."""
         if not comparison.pairs or self.session.request.preconditioner:  # reasons hold for unpreconditioned matrices
             return []
-        problem, batch, probes = self.session.problem, None, self.asked.probes
+        problem, batch, probes = self.session.problem, None, self.settings.probes
         gradient = mean_gradient(problem)
         held = [summary for name, summary in comparison.summaries.items() if name in TAKEN_FOR]
         if held and not problem.weight_decay and self.limit is None:
             split = problem if self.session.request.named.get("batch_size") else in_usual_batches(problem)
-            batches = self.together.matrix(split, "fisher-batch", probes, "batches").operator
+            batches = self.matrix_set.matrix(split, "fisher-batch", probes, "batches").operator
             with self.session.listener.work("gradients of batches"), timed(held):
                 batch = batch_products(split, comparison, batches, gradient, probes, self.seeded())
         return causes(
@@ -214,28 +214,28 @@ class NetworkComparison(OperatorComparison):
             self.session.listener.note(str(error))
             return None
 
-    def on_held_out(
+    def compare_held_out(
         self, other: Problem, matrices: Mapping[str, PreparedMatrix], comparison: Comparison
     ) -> tuple[list[Measurement], dict[str, Comparison]]:
         """Compare every matrix with itself on the held-out data; measurements and comparisons there."""
         found, comparisons = [], {}
         for name, matrix in matrices.items():
             there = on_held_out_data(name)
-            two = {name: matrix, there: self.together.matrix(other, name, self.products, there)}
+            two = {name: matrix, there: self.matrix_set.matrix(other, name, self.products, there)}
             comparisons[name] = one = self.compared(two, {name: comparison.summaries[name]})
             summary = one.summaries[there]
             measurement = two[there].measured(summary, summary.products, summary.seconds)
             found.append(replace(measurement, curvature=there))
         return found, comparisons
 
-    def on_subsets(self, sizes: Sequence[int]) -> dict[str, SubsetEigenvalues]:
+    def compare_subsets(self, sizes: Sequence[int]) -> dict[str, SubsetEigenvalues]:
         """Find the largest eigenvalues of each matrix on subsets of these sizes."""
-        names, k = self.session.names, self.asked.k
+        names, k = self.session.names, self.settings.k
         found = {name: SubsetEigenvalues() for name in names}
         for chain, size, problem in chains(self.session.problem, sizes, self.session.request.seed):
             for name in names:
                 what = f"{name}, {size} examples, {chain + 1}"
-                matrix = self.together.matrix(problem, name, 20 + 3 * k, what)
+                matrix = self.matrix_set.matrix(problem, name, 20 + 3 * k, what)
                 with self.session.listener.work(what) as progress:
                     cost = {"max_products": self.limit, "progress": progress}
                     pairs = eigenpairs(matrix.operator, k, which="LA", generator=self.seeded(), **cost)
@@ -248,21 +248,22 @@ def compare_matrices(session: Session[CompareSettings]) -> ComparisonRecord:
     session.load()
     if not isinstance(session.matrix_source, Network):
         with session.resumable():
-            return OperatorComparison(session).all_of_it()
+            return OperatorComparison(session).make_record()
     refuse_undefined_defaults(session)
     other = other_data(session)
     with session.resumable():
-        return NetworkComparison(session).all_of_it(other)
+        return NetworkComparison(session).make_record(other)
 
 
 def refuse_undefined_defaults(session: Session[CompareSettings]) -> None:
     """Raise SpectraError where the loss has only one of the matrices that are compared by default."""
-    asked, names = session.request.curvature, session.names
-    if len(names) > 1 or len(asked) < 2 or session.request.settings.parts:
+    requested, names = session.request.curvature, session.names
+    if len(names) > 1 or len(requested) < 2 or session.request.settings.parts:
         return
-    missing = next(note for note in session.about.notes or () if " is left out: " in note)
+    problem = session.problem_record
+    missing = next(note for note in problem.notes or () if " is left out: " in note)
     raise SpectraError(
-        f"`loss` {session.about.loss}: it has no matrix to compare {' '.join(names) or '(none)'} with; {missing}; give "
+        f"`loss` {problem.loss}: it has no matrix to compare {' '.join(names) or '(none)'} with; {missing}; give "
         "a loss of (output, target), or name matrices by `curvature`, such as hessian and fisher-batch"
     )
 
@@ -272,11 +273,11 @@ def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, An
 
     Sizes of subsets that exceed the data are refused here too, before anything is computed. Raises SpectraError.
     """
-    asked, named = session.request.settings, session.request.named
-    if asked.subsample:
-        refuse_sizes(asked.subsample, sum(map(len, session.problem.batches)))
-    if not asked.held_out:
+    settings, named = session.request.settings, session.request.named
+    if settings.subsample:
+        refuse_sizes(settings.subsample, sum(map(len, session.problem.batches)))
+    if not settings.held_out:
         return None
     with session.listener.work("held-out data") as line:
         line.stage("loading")
-        return on_other_data(session.problem, asked.held_out, named["transform"], named["model"])
+        return on_other_data(session.problem, settings.held_out, named["transform"], named["model"])

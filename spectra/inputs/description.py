@@ -51,7 +51,7 @@ def problem_record(
     place, sizes = problem.device, [len(batch) for batch in problem.batches]
     device = recorded_device(place, typed.get("device"))
     return ProblemRecord.known(
-        **sizes_of(problem),
+        **parameter_sizes(problem),
         examples=problem.examples,
         precondition=None,
         **typed | {"samples": sum(sizes), "batch_size": max(sizes), "device": device},
@@ -65,7 +65,7 @@ def problem_record(
     )
 
 
-def sizes_of(problem: Problem) -> dict[str, Any]:
+def parameter_sizes(problem: Problem) -> dict[str, Any]:
     """Return the numbers and shapes of the parameters (or inputs) to differentiate by, and the size of the model."""
     if isinstance(problem, InputProblem):
         (inputs,) = problem.leaves

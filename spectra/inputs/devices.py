@@ -50,9 +50,9 @@ def choose_cuda_device(device: torch.device) -> torch.device:
     return device
 
 
-def recorded_device(device: torch.device, asked: str | torch.device | None = None) -> str:
+def recorded_device(device: torch.device, requested: str | torch.device | None = None) -> str:
     """Name a device for a record, with its index if that was typed or is not 0."""
-    return str(device) if device.index or ":" in str(asked) else device.type
+    return str(device) if device.index or ":" in str(requested) else device.type
 
 
 def choose_own_device(model: str | nn.Module, device: str | torch.device | None) -> torch.device:

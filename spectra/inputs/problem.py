@@ -162,9 +162,9 @@ def load_problem(
                 refuse_weights(given[0].inputs, wanted.takes, typed["data"])
             ignored = unnamed_arguments(given[0].inputs, wanted.takes)
         given = [batch_to_device(batch, *place) for batch in given]
-    told = [*ignored, *examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
+    notes_on_data = [*ignored, *examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
     if isinstance(objective, CrossEntropy) and objective.shift:
-        told.append("labels are the next tokens: they were shifted by one place here")
+        notes_on_data.append("labels are the next tokens: they were shifted by one place here")
     if wrt != PARAMETERS:
         network, objective, given = separate_inputs(network, objective, given, wrt.partition(":")[2] or None)
         parameters = {INPUTS: network.inputs}
@@ -172,7 +172,7 @@ def load_problem(
     elif isinstance(objective, ModelLoss):
         ours = recognise(network, given, list(parameters.values())) if loss_part is None and output is None else None
         if ours:
-            objective, given, output, told = ours.loss, ours.batches, ours.output, [ours.note, *told]
+            objective, given, output, notes_on_data = ours.loss, ours.batches, ours.output, [ours.note, *notes_on_data]
         fits(objective, size)
 
     problem = (Problem if wrt == PARAMETERS else InputProblem)(
@@ -198,9 +198,9 @@ def load_problem(
             value = evaluate(problem)
 
     typed |= {"params": list(params), "transform": examples.transform, **checkpoint_fields(weighted.checkpoint)}
-    remarks = [*told, *graph_notes(network, given)]
+    remarks = [*notes_on_data, *graph_notes(network, given)]
     record = problem_record(problem, typed, value, [*remarks, *weighted.notes])
-    return Loaded(problem, record, weighted.checkpoint, tuple(told))
+    return Loaded(problem, record, weighted.checkpoint, tuple(notes_on_data))
 
 
 def cut(batches: Sequence[Batch], size: int, whole: bool) -> Sequence[Batch]:

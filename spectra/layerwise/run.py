@@ -76,19 +76,19 @@ class LayersSettings(AnySize):
 def layerwise(session: Session[LayersSettings]) -> Record:
     """Analyse each matrix block by block, and return the record."""
     session.load()
-    asked, problem = session.request.settings, session.problem
-    blocks = parameter_blocks(problem, asked.by)
+    settings, problem = session.request.settings, session.problem
+    blocks = parameter_blocks(problem, settings.by)
     root_of(session.network.preconditioner)  # raises an error before anything is computed
     with session.resumable():
         found = [measured(session, name, blocks) for name in session.names]
-    record = session.record([], layers_results(found, asked.by, asked.resolved().sort, asked.method))
+    record = session.record([], layers_results(found, settings.by, settings.resolved().sort, settings.method))
     return record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *tied(problem)]))
 
 
 def measured(session: Session[LayersSettings], name: str, blocks: list[ParameterBlock]) -> Measurement:
     """Analyse the blocks of one matrix, and count the cost."""
-    asked, limit, problem = session.request.settings, session.request.max_products, session.problem
-    settled = asked.resolved()
+    settings, limit, problem = session.request.settings, session.request.max_products, session.problem
+    resolved = settings.resolved()
     generator = torch.Generator().manual_seed(session.request.seed)
     together = MatrixSet(session, 2)
     matrix = together.matrix(problem, name, 200)
@@ -103,14 +103,14 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
         session.remembered(own, f"{name}-blocks"),
         blocks,
         block_sums(problem, blocks, matrix.operator, root_of(network.preconditioner)),
-        k=settled.k,
-        method=asked.method,
-        rtol=settled.rtol,
-        ranked=asked.by == "channel" or settled.sort == "sensitivity",
-        tolerance=asked.tolerance,
-        steps=asked.steps,
-        probes=asked.probes,
-        known=leading(session, matrix, name, limit) if settled.k else None,
+        k=resolved.k,
+        method=settings.method,
+        rtol=resolved.rtol,
+        ranked=settings.by == "channel" or resolved.sort == "sensitivity",
+        tolerance=settings.tolerance,
+        steps=settings.steps,
+        probes=settings.probes,
+        known=leading(session, matrix, name, limit) if resolved.k else None,
         generator=generator,
         max_products=None if limit is None else limit - matrix.checks,
         watch=lambda what: session.listener.work(f"{name}, {what}"),

@@ -201,18 +201,18 @@ def inspection(session: Session[InspectSettings]) -> Record:
     record = session.record(found, [InspectResult.of(measurement) for measurement in found])
     if refused := list(dict.fromkeys(text for measurement in found for text in measurement.answer.refused)):
         record = record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *refused]))
-    session.keep(record)
+    session.save_record(record)
     return record
 
 
 def measured_forecasts(session: Session[InspectSettings]) -> list[Measurement]:
     """Forecast commands for each matrix, and add layers, checkpoint and gradient to the problem's record."""
-    asked = session.request.settings
+    settings = session.request.settings
     session.load(lambda: with_layers(session.network.loaded))
     with session.listener.work("gradient"):
-        session.about = session.about.changed(gradient_norm=norm(mean_gradient(session.problem)))
-    session.listener.heading(session.about)
-    return session.measure(partial(forecast_commands, k=asked.k, tolerance=asked.tolerance, rtol=asked.rtol))
+        session.problem_record = session.problem_record.changed(gradient_norm=norm(mean_gradient(session.problem)))
+    session.listener.heading(session.problem_record)
+    return session.measure(partial(forecast_commands, k=settings.k, tolerance=settings.tolerance, rtol=settings.rtol))
 
 
 def with_layers(loaded: Loaded) -> ProblemRecord:
@@ -228,21 +228,21 @@ def model_fields(model: nn.Module, chosen: Mapping[str, nn.Parameter], match: di
 def model_alone(session: Session[InspectSettings]) -> None:
     """Set the problem's record for a model without data."""
     session.prepare()
-    asked = session.request.named
-    named = (asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed"))
-    model, match, _ = load_model(*named, params=asked["params"])
-    chosen = select_parameters(model, asked["params"])
-    session.about = ProblemRecord.known(
+    arguments = session.request.named
+    named = (arguments[name] for name in ("model", "checkpoint", "checkpoint_key", "seed"))
+    model, match, _ = load_model(*named, params=arguments["params"])
+    chosen = select_parameters(model, arguments["params"])
+    session.problem_record = ProblemRecord.known(
         parameters=sum(p.numel() for p in chosen.values()),
         parameters_in_all=sum(p.numel() for p in model.parameters()),
-        model=asked["model"],
-        checkpoint=asked["checkpoint"] and str(asked["checkpoint"]),
+        model=arguments["model"],
+        checkpoint=arguments["checkpoint"] and str(arguments["checkpoint"]),
         checkpoint_key=match and match["key"],
         checkpoint_sha256=match and match["sha256"],
-        params=list(asked["params"]),
-        seed=asked["seed"],
+        params=list(arguments["params"]),
+        seed=arguments["seed"],
         data=None,
-        notes=adapter_notes(match, model, asked["params"]),
+        notes=adapter_notes(match, model, arguments["params"]),
         versions=versions(),
         **model_fields(model, chosen, match),
     )

@@ -23,6 +23,6 @@ def exact_kernels(session: Session) -> list[str]:
     return found if found and sum(map(len, session.problem.batches)) <= LARGEST else []
 
 
-def exact_method(session: Session, asked: str) -> str:
+def exact_method(session: Session, requested: str) -> str:
     """The method for eigenvalues of kernels: exact by default, unless the matrix is too large."""
-    return "gram" if asked == "lanczos" and exact_kernels(session) else asked
+    return "gram" if requested == "lanczos" and exact_kernels(session) else requested

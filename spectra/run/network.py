@@ -39,7 +39,7 @@ class Network:
 
     def __init__(self, request: Request):
         self.request, self.names = request, tuple(dict.fromkeys(request.curvature))
-        self.about: ProblemRecord
+        self.record: ProblemRecord
         self.initial_notes: tuple[str, ...] = ()
         self.loaded: Loaded
         self.preconditioner: Preconditioner | None = None  # once loaded, if one is requested
@@ -58,7 +58,7 @@ class Network:
     def processes(self, device: torch.device) -> Processes:
         return processes_of(self.request, device)
 
-    def undisturbed(self) -> AbstractContextManager[Any]:
+    def preserved(self) -> AbstractContextManager[Any]:
         """A context in which the caller's model is in eval mode; its state is restored on leaving."""
         model = self._own_model()
         return temporary_eval_mode(model) if isinstance(model, nn.Module) else nullcontext()
@@ -76,7 +76,7 @@ class Network:
 
     def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
         self.loaded, names = load(self.request, processes, begins)
-        self.names, self.about, self.initial_notes = (
+        self.names, self.record, self.initial_notes = (
             tuple(dict.fromkeys(names)),
             self.loaded.record,
             self.loaded.data_notes,
@@ -87,7 +87,7 @@ class Network:
 
     def _load_preconditioner(self, given: PreconditionerSpec) -> None:
         self.preconditioner, record = given.load(self.problem.model, self.problem.parameters)
-        self.about = self.about.changed(precondition=record)
+        self.record = self.record.changed(precondition=record)
         if self.problem.weight_decay and self.preconditioner.decay is not None:
             raise second_decay(self.problem.weight_decay, "the optimizer of `precondition`")
 
@@ -100,7 +100,7 @@ class Network:
         return class_count(self.problem)
 
     def fingerprint(self) -> dict[str, Any]:
-        record = self.about
+        record = self.record
         found = {
             "mean loss": record.loss_value,  # detects changed code
             "checkpoint_sha256": record.checkpoint_sha256,

@@ -117,7 +117,7 @@ class GivenOperators:
     def __init__(self, request: Request, operators: Operators):
         self.request, self.operators = request, operators
         self.names: tuple[str, ...] = ()
-        self.about: ProblemRecord
+        self.record: ProblemRecord
         self.initial_notes: tuple[str, ...] = ()
         self._processes = Processes()
         self._matrices: dict[str, GivenMatrix] = {}
@@ -151,7 +151,7 @@ class GivenOperators:
     def processes(self, device: torch.device) -> Processes:
         return processes_of(self.request, device)
 
-    def undisturbed(self) -> AbstractContextManager[Any]:
+    def preserved(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
@@ -167,7 +167,7 @@ class GivenOperators:
             request.settings.refuse_size(size, None if limit is None else limit - checks_of(request))
             self._matrices[name] = self._placed(next(one for one in self.found if one.name == name), device)
         self.names = tuple(sizes)
-        self.about = self._record(device)
+        self.record = self._record(device)
         asked = str(self.operators.device or "auto").partition(":")[0]
         if asked not in ("auto", device.type):
             self.initial_notes = (f"{', '.join(self.names)}: products are computed on {device}, not on {asked}",)

@@ -117,7 +117,7 @@ class Request(Generic[S]):
     difference_step: float | None = None
     compile: bool | None = None
     out: Path | None = None
-    home: Path | None = None
+    artifacts_dir: Path | None = None
     save_every: float | None = None
     earlier: Path | None = None
     earlier_option: str = "deflate"
@@ -149,8 +149,8 @@ class Request(Generic[S]):
                 "`method` gram: needs a factor of the matrix, which an operator does not have; choose another method"
             )
         self.settings.refuse(self.curvature)
-        if self.by_inputs:
-            self._refuse_by_inputs()
+        if self.wrt_inputs:
+            self._refuse_wrt_inputs()
         if self.preconditioner:
             self._refuse_preconditioner(self.preconditioner)
         refuse_products(self.products, self.difference_step, self.curvature)
@@ -170,7 +170,7 @@ class Request(Generic[S]):
         if getattr(self.settings, "method", None) == "gram":
             text = "needs a factor of the matrix, which a preconditioned matrix lacks"
             raise SpectraError(f"`method` gram: {text}; choose another method, or omit `precondition`")
-        if self.by_inputs:
+        if self.wrt_inputs:
             raise SpectraError("`precondition`: an optimizer updates parameters, not inputs; omit it or `wrt`")
         for name in self.curvature:
             if name in KERNELS:
@@ -179,12 +179,12 @@ class Request(Generic[S]):
         given.refuse()
 
     @property
-    def by_inputs(self) -> bool:
+    def wrt_inputs(self) -> bool:
         """Whether derivatives are with respect to inputs."""
         given = self.problem
         return isinstance(given, InputProblem) or self.named.get("wrt", PARAMETERS) != PARAMETERS
 
-    def _refuse_by_inputs(self) -> None:
+    def _refuse_wrt_inputs(self) -> None:
         """Raise SpectraError if arguments cannot be combined with derivatives with respect to inputs."""
         named = self.named
         refuse_wrt(named.get("wrt", INPUTS), named.get("params", ()), self.weight_decay)

@@ -56,7 +56,7 @@ class Session(Generic[S]):
         self.processes = Processes()
         self.state: State | None = None  # for a run that can be resumed
         self.device: torch.device  # once loaded
-        self.about: ProblemRecord
+        self.problem_record: ProblemRecord
         self._stack = ExitStack()
 
     def __enter__(self) -> Session[S]:
@@ -106,41 +106,41 @@ class Session(Generic[S]):
             share = self.processes.least(share)
             self._stack.enter_context(fixed_memory_share(share))
             self._stack.enter_context(torch.inference_mode(False))  # autograd is on, whatever the caller has set
-            self._stack.enter_context(self.matrix_source.undisturbed())
+            self._stack.enter_context(self.matrix_source.preserved())
             self.matrix_source.load(self.processes, line.stage)
-            self.about = self.matrix_source.about
+            self.problem_record = self.matrix_source.record
             self._stack.enter_context(without_autocast())  # the user's file may have switched autocast on
-            request.verify(self.about)
+            request.verify(self.problem_record)
             place, notes = self._settle_basis()
             if self.state:
                 self._stack.callback(self.state.close)
                 self.state.begin(self.fingerprint(), settled or {"memory_share": share, **place})
-        record = complete() if complete else self.about
-        self.about = record.changed(notes=[*(record.notes or ()), *notes]) if notes else record
+        record = complete() if complete else self.problem_record
+        self.problem_record = record.changed(notes=[*(record.notes or ()), *notes]) if notes else record
         for text in [*self.matrix_source.initial_notes, *filter(None, [idle_cards(request, device)])]:
             self.listener.note(text)
-        self.listener.heading(self.about)
+        self.listener.heading(self.problem_record)
 
     def _settle_basis(self) -> tuple[dict[str, Any], list[str]]:
         """Choose the memory for bases: that of the unfinished run, unless another is requested.
 
         Returns the settings for a resumed run, and notes for the reader.
         """
-        space, asked = self.matrix_source.space, self.request.basis
+        space, requested = self.matrix_source.space, self.request.basis
         before = (self.state and self.state.settled) or {}
         on_cpu = space.device.type == "cpu"
         share = before.get("host_share", 0 if on_cpu else self.processes.least(host_share()))
-        place = before.get("basis", "auto") if asked == "auto" else asked
+        place = before.get("basis", "auto") if requested == "auto" else requested
         with fixed_basis_place(place, share):
             found = self.request.settings.basis(space)
         place = basis.name_of(found, space) if found else place
         self._stack.enter_context(fixed_basis_place(place, share))
-        notes = list(basis.notes(found, space, asked)) if found else []
+        notes = list(basis.notes(found, space, requested)) if found else []
         return {"basis": place, "host_share": share}, notes
 
     def prepare(self) -> None:
         """Check that files can be written; a directory that is made for this is removed on leaving if it is empty."""
-        home = self.request.home or self.request.out
+        home = self.request.artifacts_dir or self.request.out
         if home and self.first:
             self._stack.callback(partial(remove_empty, prepare_directory(home, self.request.settings.command)))
 
@@ -161,10 +161,10 @@ class Session(Generic[S]):
 
     def fingerprint(self) -> dict[str, Any]:
         """The inputs on which the numbers of this command depend, for a resumed run to compare."""
-        record = self.about
+        record = self.problem_record
         found = {
             "command": self.request.settings.command,
-            **self.asked(),
+            **self.recorded_options(),
             "version": (record.versions or {})["spectra"],
             **self.matrix_source.fingerprint(),
             **getattr(self.request.settings, "fingerprint", dict)(),  # further files
@@ -174,12 +174,12 @@ class Session(Generic[S]):
         found.pop("basis", None)  # an unfinished run may have had another
         return found
 
-    def asked(self) -> dict[str, Any]:
+    def recorded_options(self) -> dict[str, Any]:
         """The options that were requested, with only the matrices that the problem has."""
-        asked = dict(self.request.options)
-        if "curvature" in asked:
-            asked["curvature"] = [name for name in asked["curvature"] if name in self.names]
-        return asked
+        options = dict(self.request.options)
+        if "curvature" in options:
+            options["curvature"] = [name for name in options["curvature"] if name in self.names]
+        return options
 
     def matrices(self, products: int = 100, names: Sequence[str] = (), precision: str | None = None) -> list[Any]:
         """The requested matrices, or those in `names`, each for this many products.
@@ -229,7 +229,7 @@ class Session(Generic[S]):
 
         Raises SpectraError if a named file belongs to matrices with another preconditioner, or without one.
         """
-        request, now = self.request, self.about.get("precondition")
+        request, now = self.request, self.problem_record.get("precondition")
         earlier = request.arrays_of_earlier()
         if earlier and (how := other_preconditioning(earlier, now)):
             text = f"its matrices are {quoted(how)}, unlike those of this run"
@@ -306,18 +306,18 @@ class Session(Generic[S]):
 
     def record(self, found: Sequence[Measurement], results: Sequence[Entry], **parts: Any) -> Record:
         """Make the record of the request, its problem and its results; `parts` are further fields."""
-        asked = self.asked()
+        options = self.recorded_options()
         if used := [m.earlier for m in found if m.earlier]:
-            asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it with another --out
+            options["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it with another --out
         notes = [
-            *(self.about.notes or ()),
+            *(self.problem_record.notes or ()),
             *(imprecise(found, self.matrix_source.space.dtype, self.matrix_source.computes) if found else ()),
         ]
         notes += in_ieee_instead(self.request.precision, results)
-        problem = self.about.changed(notes=notes, options=asked)
+        problem = self.problem_record.changed(notes=notes, options=options)
         return Record(command=self.request.settings.command, problem=problem, results=list(results), **parts)
 
-    def keep(self, record: Record) -> None:
+    def save_record(self, record: Record) -> None:
         """Write the record and its arrays to `out`, and remove the state for resuming."""
         if self.request.out and self.first:
             record.save(self.request.out)

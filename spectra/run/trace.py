@@ -66,17 +66,17 @@ def trace(session: Session[TraceSettings]) -> Record:
     """Estimate the requested traces, save their record and return it."""
     refuse_dense_differences(session.request)
     session.load()
-    if session.request.by_inputs:
+    if session.request.wrt_inputs:
         found = input_blocks.traces(session)
         record = session.record(found, [TraceResult.by_example(one) for one in found])
-        session.keep(record)
+        session.save_record(record)
         return record
     found, results = [], []
     for name, method in methods(session).items():
         found.append(trace_of(session, name, method))
         results.append(TraceResult.of(found[-1], method))
     record = session.record(found, results)
-    session.keep(record)
+    session.save_record(record)
     return record
 
 
@@ -133,8 +133,8 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
     if method == DIAGONAL:
         (measurement,) = session.measure(diagonal_trace, products=CHECKS, names=[name])
         return measurement
-    asked, found = session.request.settings, resolve_name(TRACE[method])
-    settings = {"rtol": asked.rtol, "probes": asked.probes}
+    settings, found = session.request.settings, resolve_name(TRACE[method])
+    settings = {"rtol": settings.rtol, "probes": settings.probes}
     if method == "gram":
         (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name], precision=IEEE)
     else:

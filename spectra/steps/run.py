@@ -98,11 +98,11 @@ def step(session: Session[StepSettings]) -> Record:
         point = Point.of(problem)
         directions, left_out = found_directions(session, point)
         along = slopes(problem, point.gradient, [d.vector for d in directions])
-        together, blocks = MatrixSet(session, 2), parameter_blocks(problem, "layer")
+        matrix_set, blocks = MatrixSet(session, 2), parameter_blocks(problem, "layer")
         with session.listener.work("noise and worst case"):
             noise_and_balls = NoiseAndBalls.of(session)
-        analyse = Analysis(session, together, blocks, directions, noise_and_balls)
-        matrices = [together.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
+        analyse = Analysis(session, matrix_set, blocks, directions, noise_and_balls)
+        matrices = [matrix_set.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
         found = []
         while matrices:  # each is released after use
             found.append(analyse(matrices.pop(0)))
@@ -147,7 +147,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
 
     Raises SpectraError if there is none, or if a requested one cannot be determined.
     """
-    problem, asked = session.problem, session.request.settings
+    problem, settings = session.problem, session.request.settings
     found, missing = [], {}  # the directions that are left out, by reason
 
     def take(what: str, make: Callable[[], Direction], asked_for: bool) -> None:
@@ -155,25 +155,25 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
             found.append(make())
         except SpectraError as error:
             if asked_for:
-                raise about(error, asked.optimizer) from error
+                raise about(error, settings.optimizer) from error
             missing.setdefault(reason_of(error).removeprefix(f"{what}: "), []).append(what)
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
-    model, given = session.network.trained_model, asked.optimizer is not None
+    model, given = session.network.trained_model, settings.optimizer is not None
     try:
-        held, without = find_optimizer(asked.optimizer, session.request.named.get("checkpoint")), NO_OPTIMIZER
+        state, without = find_optimizer(settings.optimizer, session.request.named.get("checkpoint")), NO_OPTIMIZER
     except SpectraError as error:
         if given:
             raise
-        held, without = None, reason_of(error)
-    if held is None:
+        state, without = None, reason_of(error)
+    if state is None:
         missing[without] = ["update", "momentum"]
     else:
-        how = held.optimizer, held.name, model
+        how = state.optimizer, state.name, model
         take("update", lambda: update_direction(problem, point.gradient, *how), given)
         take("momentum", lambda: momentum_direction(problem, *how), asked_for=False)
     key = session.request.named.get("checkpoint_key")
-    for other, name in zip(asked.to, names_of(asked.to), strict=True):
+    for other, name in zip(settings.to, names_of(settings.to), strict=True):
         found.append(checkpoint_direction(problem, other, key, name))
     left_out = [f"{' and '.join(names)}: {reason}" for reason, names in missing.items()]
     if not found:
@@ -247,7 +247,7 @@ class Analysis:
     """The analysis of the same directions for one matrix after the other."""
 
     session: Session[StepSettings]
-    together: MatrixSet
+    matrix_set: MatrixSet
     blocks: list[ParameterBlock]
     directions: Sequence[Direction]
     noise_and_balls: NoiseAndBalls
@@ -275,45 +275,45 @@ class Analysis:
     def blocks_of(self, matrix: PreparedMatrix) -> Any:
         """The diagonal blocks of the layers."""
         name, problem = matrix.curvature.name, self.session.problem
-        made = diagonal_blocks(distributed(matrix.curvature), self.blocks, problem, name, self.together.memory)
+        made = diagonal_blocks(distributed(matrix.curvature), self.blocks, problem, name, self.matrix_set.memory)
         return self.session.remembered(made, f"{name}-blocks")
 
     def leading(
         self, operator: Counting, name: str, generator: torch.Generator, left: int | None, progress: Any
     ) -> tuple[Eigenpairs | None, str | None]:
         """The leading eigenpairs, one more than requested if there is one, and their source."""
-        asked, n = self.session.request.settings, operator.shape[0]
-        wanted, before = min(asked.k + 1, n), operator.products
+        settings, n = self.session.request.settings, operator.shape[0]
+        wanted, before = min(settings.k + 1, n), operator.products
         known = self.taken(operator, name, None if left is None else left // 2)
         if left is not None:
             left = max(0, left - (operator.products - before))
-        search = {"which": "LM", "tolerance": asked.tolerance, "generator": generator, "progress": progress}
+        search = {"which": "LM", "tolerance": settings.tolerance, "generator": generator, "progress": progress}
         if known is None:
             return eigenpairs_unchecked(operator, wanted, max_products=left, **search), "computed"
         pairs, source = known
         if len(pairs.values) >= wanted:
             return pairs, source
-        rest = eigenpairs_unchecked(Deflated(operator, pairs.vectors), wanted - asked.k, max_products=left, **search)
+        rest = eigenpairs_unchecked(Deflated(operator, pairs.vectors), wanted - settings.k, max_products=left, **search)
         return followed_by(pairs, rest), source
 
     def taken(self, operator: Counting, name: str, room: int | None) -> tuple[Eigenpairs, str] | None:
         """Eigenpairs from an earlier result of `eig`, k or k + 1 of them, and its file; None if there are too few."""
         earlier, note = self.session.arrays_of_earlier(), self.session.listener.note
-        asked, agree = self.session.request.settings, self.session.processes.least
+        settings, agree = self.session.request.settings, self.session.processes.least
         if earlier is None:
             return None
         if not agree(earlier_which(earlier) == "LM"):
             held = f"{earlier} holds eigenvectors of `which` {earlier_which(earlier) or 'unknown'}"
             note(f"{name}: {held}, so new ones are computed")
             return None
-        if room is not None and room < asked.k:
+        if room is not None and room < settings.k:
             return None
-        pairs = eigenpairs(earlier, operator, name, note, agree, use="taken", most=asked.k + 1)
+        pairs = eigenpairs(earlier, operator, name, note, agree, use="taken", most=settings.k + 1)
         if pairs is None:
             return None
-        good = int((pairs.residuals <= asked.tolerance * pairs.values.abs()).long().cumprod(0).sum())
-        if good < min(asked.k, operator.shape[0]):
-            held = f"{earlier} holds only {good} of {asked.k} eigenvectors within `tolerance`"
+        good = int((pairs.residuals <= settings.tolerance * pairs.values.abs()).long().cumprod(0).sum())
+        if good < min(settings.k, operator.shape[0]):
+            held = f"{earlier} holds only {good} of {settings.k} eigenvectors within `tolerance`"
             note(f"{name}: {held}, so new ones are computed")
             return None
         return first_of(pairs, good), str(earlier.with_suffix(".json"))

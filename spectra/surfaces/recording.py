@@ -84,5 +84,5 @@ def plane_record(names: Sequence[str], plane: Any) -> Plane:
 
 def spread_record(name: str, curvature: Any, slope: Any) -> SpreadAlong:
     """The record of the spread of curvature and slope over examples, along this direction."""
-    told = [Spread(**vars(one), signal_to_noise=one.signal_to_noise) for one in (curvature, slope)]
-    return SpreadAlong(along=name, quantiles_at=list(QUANTILES), curvature=told[0], slope=told[1])
+    spreads = [Spread(**vars(one), signal_to_noise=one.signal_to_noise) for one in (curvature, slope)]
+    return SpreadAlong(along=name, quantiles_at=list(QUANTILES), curvature=spreads[0], slope=spreads[1])

@@ -103,12 +103,14 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
 
     Several checkpoints are analysed one after the other.
     """
-    session.load(lambda: session.matrix_source.about.changed(options=session.asked()))  # the heading counts checkpoints
+    session.load(
+        lambda: session.matrix_source.record.changed(options=session.recorded_options())
+    )  # the heading counts checkpoints
     problem, others = session.problem, session.request.settings.others
     key, found, results, notes = session.request.named.get("checkpoint_key"), [], [], []
     with session.resumable():
         earlier = session.arrays_of_earlier()
-        first = session.about.checkpoint or (session.about.model if others else None)
+        first = session.problem_record.checkpoint or (session.problem_record.model if others else None)
         for place, path in enumerate([first, *others]):
             there = read_other_checkpoint(problem, str(path), key, "`checkpoint` ") if place else None
             with set_to(tensors_of(problem.model), there.values) if there else nullcontext():
@@ -118,7 +120,9 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
             found += measured
             results += [entry.changed(checkpoint=path if others else None) for entry in landscape_results(measured)]
             notes += told
-        session.about = session.about.changed(notes=[*(session.about.notes or ()), *dict.fromkeys(notes)])
+        session.problem_record = session.problem_record.changed(
+            notes=[*(session.problem_record.notes or ()), *dict.fromkeys(notes)]
+        )
         record = session.record([], results)
     used = [d for m in found for d in m.answer.directions.values() if d.kind == EIGENVECTOR]
     if earlier and any(d.source != "computed" for d in used):
@@ -154,19 +158,19 @@ class Analysis:
 
     def __call__(self) -> tuple[list[Measurement], list[str]]:
         """The landscapes of all matrices with their cost, and notes on the directions."""
-        session, asked = self.session, self.session.request.settings
-        together, products = MatrixSet(session, 1), 20 + 3 * max(asked.ranks, default=0)
+        session, settings = self.session, self.session.request.settings
+        together, products = MatrixSet(session, 1), 20 + 3 * max(settings.ranks, default=0)
         matrices = [
             together.matrix(self.problem, name, products, f"{name}{self.mark}" if self.mark else None)
             for name in session.names
         ]
         point, found = Point.of(self.problem), []
-        given = self.given(point)
+        given = self.training_directions(point)
         while matrices:  # each is released after use
             found.append(self.of_matrix(matrices.pop(0), point, given))
         return found, given.notes
 
-    def given(self, point: Point) -> TrainingDirections:
+    def training_directions(self, point: Point) -> TrainingDirections:
         """The directions of training among the requested ones."""
         session, asked = self.session, self.session.request.settings
         if not any(is_training_direction(name) for name in asked.named):

@@ -103,13 +103,13 @@ class TrainingDirectionMaker:
             found = momentum_direction(self.problem, *how)
         return Direction(name, name, held.source, found.vector)
 
-    def read(self, path: str, option: str) -> OtherCheckpoint:
+    def read_checkpoint(self, path: str, option: str) -> OtherCheckpoint:
         """Read another checkpoint; error messages begin with `option`."""
         return read_other_checkpoint(self.problem, path, self.key, option)
 
     def checkpoint_direction(self, path: str) -> tuple[Direction, list[str]]:
         """The direction to another checkpoint, with notes on tensors that stay unchanged. Raises SpectraError."""
-        there = self.read(path, f"`along` {OTHER}")
+        there = self.read_checkpoint(path, f"`along` {OTHER}")
         step = there.step(self.problem)
         if not norm(step):
             raise SpectraError(
@@ -168,7 +168,7 @@ class TrainingDirectionMaker:
 
     def other(self, paths: Sequence[str], i: int) -> OtherCheckpoint:
         """The checkpoint of this place in a trajectory."""
-        return self.read(paths[i], f"`along` {PATH}: ")
+        return self.read_checkpoint(paths[i], f"`along` {PATH}: ")
 
 
 def is_training_direction(name: str) -> bool:
