@@ -218,7 +218,7 @@ def test_columns_that_differ_go_one_by_one(monkeypatch, always_together):
         graph.recompile()
         return graph
 
-    monkeypatch.setattr("spectra.curvature.engine.vectorization.together", wrong)
+    monkeypatch.setattr("spectra.curvature.engine.vectorization.vectorized", wrong)
     problem = BY_NAME["mlp"].problem()
     vectors = rows_of(problem, 16).T
     matrix = Curvature(problem, "hessian", products=MANY, check=False)
@@ -232,7 +232,7 @@ def test_columns_that_cannot_be_written_go_one_by_one(monkeypatch, always_togeth
     def refuse(*_):
         raise RuntimeError("no rule for aten.strange")
 
-    monkeypatch.setattr("spectra.curvature.engine.vectorization.together", refuse)
+    monkeypatch.setattr("spectra.curvature.engine.vectorization.vectorized", refuse)
     problem = BY_NAME["mlp"].problem()
     matrix = Curvature(problem, "hessian", products=MANY, check=False)
     matrix @ rows_of(problem, 4).T

@@ -585,9 +585,9 @@ def test_another_state_is_another_run(found, call, monkeypatch):
         raise KeyboardInterrupt
 
     as_npz(diagonal_of())
-    monkeypatch.setattr(Session, "keep", killed)
+    monkeypatch.setattr(Session, "save_record", killed)
     assert call(line)[0] == 130
-    monkeypatch.setattr(Session, "keep", kept)
+    monkeypatch.setattr(Session, "save_record", kept)
     as_npz(diagonal_of(2.0))
     status, _, err = call(line)
     assert status == 2

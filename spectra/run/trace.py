@@ -91,10 +91,10 @@ def refuse_dense_differences(request: Request[TraceSettings]) -> None:
 
 def methods(session: Session[TraceSettings]) -> dict[str, str]:
     """The method for the trace of each matrix by name. Settings that only XTrace takes choose XTrace."""
-    asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
+    settings, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     without_factor = session.request.preconditioner  # even if the matrix itself has one
-    if asked.method or asked.probes or session.request.earlier or without_factor:
-        return {matrix.name: asked.method or "xtrace" for matrix in matrices}
+    if settings.method or settings.probes or session.request.earlier or without_factor:
+        return {matrix.name: settings.method or "xtrace" for matrix in matrices}
     usual = {
         matrix.name: DIAGONAL if sum_of(matrix) is not None else usual_method(matrix, limit and limit - CHECKS)
         for matrix in matrices
@@ -134,12 +134,12 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
         (measurement,) = session.measure(diagonal_trace, products=CHECKS, names=[name])
         return measurement
     settings, found = session.request.settings, resolve_name(TRACE[method])
-    settings = {"rtol": settings.rtol, "probes": settings.probes}
+    arguments = {"rtol": settings.rtol, "probes": settings.probes}
     if method == "gram":
-        (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name], precision=IEEE)
+        (measurement,) = session.measure(partial(found, **arguments), products=CHECKS, names=[name], precision=IEEE)
     else:
         precision = IEEE if method == "dense" else None  # dense is exact
         corrected = with_deflation(with_correction(found, BASIS_SHARES.get(method, 0.0)))
-        corrected = partial(with_sampling_error(with_rounding_noise(corrected)), **settings)
+        corrected = partial(with_sampling_error(with_rounding_noise(corrected)), **arguments)
         (measurement,) = session.measure(corrected, reuse=True, names=[name], precision=precision)
     return measurement

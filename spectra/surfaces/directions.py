@@ -50,13 +50,13 @@ def numbered(along: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     """
     found, drawn, globs = [], 0, list(dict.fromkeys(name for names in along for name in names if name.startswith(PATH)))
     for names in along:
-        names = []
+        labels = []
         for name in names:
             drawn += name == RANDOM
-            names.append(f"{RANDOM} {drawn}" if name == RANDOM else name)
-        if names[0].startswith(PATH):
-            names = components(globs, names[0])
-        found.append(tuple(names))
+            labels.append(f"{RANDOM} {drawn}" if name == RANDOM else name)
+        if labels[0].startswith(PATH):
+            labels = components(globs, labels[0])
+        found.append(tuple(labels))
     return list(dict.fromkeys(found))
 
 
