@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from spectra.curvature.matrices import definition
+from spectra.directions.training import RATE, Direction
 from spectra.records.entry import cost_of
 from spectra.records.step import LayerShare, StepAlong, StepDirection, StepFound, StepPoint, StepResult
 from spectra.steps.curvatures import DirectionalCurvature
-from spectra.steps.directions import RATE, Direction
 from spectra.steps.line_search import Line, Step
 from spectra.vectors import norm
 

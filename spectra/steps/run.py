@@ -13,6 +13,15 @@ import torch
 from spectra.cluster.distributed import distributed
 from spectra.curvature.matrices import definition
 from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
+from spectra.directions.point import Point
+from spectra.directions.training import (
+    RATE,
+    Direction,
+    checkpoint_direction,
+    gradient_direction,
+    momentum_direction,
+    update_direction,
+)
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import basis_of, eigenpairs_unchecked
 from spectra.krylov.limits import refuse_k
@@ -30,19 +39,10 @@ from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.steps.alignment import Alignment, alignment
 from spectra.steps.curvatures import DirectionalCurvature, curvature_along
-from spectra.steps.directions import (
-    RATE,
-    Direction,
-    checkpoint_direction,
-    gradient_direction,
-    momentum_direction,
-    update_direction,
-)
 from spectra.steps.line_search import Line, search_line
 from spectra.steps.noise_and_balls import NoiseAndBalls
 from spectra.steps.recording import point_record, step_result
 from spectra.steps.slopes import slopes
-from spectra.surfaces.landscape import Point
 from spectra.vectors import take_rows
 
 NEARBY = 0.01  # of |theta|: the first step to try if the curvature gives no guess

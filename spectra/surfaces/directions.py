@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spectra.devices import device_of_vectors
+from spectra.directions.training import CHECKPOINT, GRADIENT, MOMENTUM, UPDATE
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs_unchecked
 from spectra.krylov.results import Eigenpairs, Progress
@@ -21,7 +22,6 @@ from spectra.operator import Counting
 from spectra.problem.problem import Problem
 from spectra.random_numbers import draw_keys, normal_rows
 from spectra.records.directions import PATH
-from spectra.steps.directions import CHECKPOINT, GRADIENT, MOMENTUM, UPDATE
 from spectra.vectors import full_tensor, take_rows
 from spectra.wording import counted
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from spectra.directions.spread import QUANTILES
 from spectra.records.entry import cost_of
 from spectra.records.landscape import (
     Barrier,
@@ -20,7 +21,6 @@ from spectra.records.landscape import (
 )
 from spectra.surfaces.landscape import Landscape
 from spectra.surfaces.quadratic import SHARE
-from spectra.surfaces.spread import QUANTILES
 from spectra.vectors import norm
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from spectra.defaults import TOLERANCE
+from spectra.directions.other_checkpoint import read_other_checkpoint, set_to, tensors_of
+from spectra.directions.point import Point
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint_folder import parts, sha256, together
 from spectra.krylov.eigenpairs import basis_of
@@ -28,8 +30,7 @@ from spectra.run.matrix_set import MatrixSet, PreparedMatrix
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
 from spectra.surfaces.directions import EIGENVECTOR, LOWEST, find_directions, numbered, refuse_ranks
-from spectra.surfaces.landscape import Grid, Point, landscape
-from spectra.surfaces.other_checkpoint import read_other_checkpoint, set_to, tensors_of
+from spectra.surfaces.landscape import Grid, landscape
 from spectra.surfaces.recording import landscape_results
 from spectra.surfaces.training_directions import (
     TrainingDirectionMaker,

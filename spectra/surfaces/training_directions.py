@@ -12,13 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spectra.errors import SpectraError
-from spectra.memory import memory_share
-from spectra.optimizer.files import find_optimizer
-from spectra.problem.problem import Problem
-from spectra.quoting import quoted
-from spectra.records.directions import OTHER, PATH
-from spectra.steps.directions import (
+from spectra.directions.other_checkpoint import OtherCheckpoint, read_other_checkpoint
+from spectra.directions.training import (
     CHECKPOINT,
     GRADIENT,
     UPDATE,
@@ -26,8 +21,13 @@ from spectra.steps.directions import (
     momentum_direction,
     update_direction,
 )
+from spectra.errors import SpectraError
+from spectra.memory import memory_share
+from spectra.optimizer.files import find_optimizer
+from spectra.problem.problem import Problem
+from spectra.quoting import quoted
+from spectra.records.directions import OTHER, PATH
 from spectra.surfaces.directions import COMPONENT, TRAINED, Direction, components
-from spectra.surfaces.other_checkpoint import OtherCheckpoint, read_other_checkpoint
 from spectra.surfaces.plane import Trajectory
 from spectra.surfaces.trajectory import nearest_plane
 from spectra.sweeps.checkpoints import training_steps
