@@ -40,16 +40,16 @@ from spectra.defaults import (
 )
 from spectra.errors import ArgumentError, SpectraError
 from spectra.given_operator import size_of
-from spectra.inputs.devices import choose_place
-from spectra.inputs.given import called_program, own_loss
+from spectra.inputs.devices import choose_device_and_dtype
 from spectra.inputs.loss_options import loss_name
 from spectra.inputs.operators import Operators
 from spectra.inputs.problem import load_problem
+from spectra.inputs.python_objects import called_program, own_loss
 from spectra.inputs.spec import suggest
 from spectra.krylov.methods import EIG, TRACE
 from spectra.krylov.placement import BASES
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.by_inputs import PARAMETERS
+from spectra.problem.input_problem import PARAMETERS
 from spectra.problem.losses import CustomLoss
 from spectra.problem.problem import Problem
 from spectra.records.density import DensityResult
@@ -178,12 +178,15 @@ def eig(
     """
     given = Arguments.of(locals())
     settings = EigSettings(
-        whole("k", k, 1), among("which", which, ENDS), among("method", method, EIG), positive("tolerance", tolerance)
+        as_count("k", k, 1),
+        as_choice("which", which, ENDS),
+        as_choice("method", method, EIG),
+        as_positive("tolerance", tolerance),
     )
-    asked = {"k": settings.k, "which": which, "method": method, "tol": settings.tolerance}
-    request = requested(settings, asked, given)
+    options = {"k": settings.k, "which": which, "method": method, "tol": settings.tolerance}
+    request = make_request(settings, options, given)
     with Session(request, Caller(checked_progress(progress))) as session:
-        return as_asked(eigenvalues(session, save_vectors).results, curvature)
+        return one_or_all(eigenvalues(session, save_vectors).results, curvature)
 
 
 def trace(
@@ -251,14 +254,14 @@ def trace(
     """
     given = Arguments.of(locals())
     settings = TraceSettings(
-        positive("rtol", rtol),
-        None if method is None else among("method", method, TRACE),
-        None if probes is None else whole("probes", probes, 2),
+        as_positive("rtol", rtol),
+        None if method is None else as_choice("method", method, TRACE),
+        None if probes is None else as_count("probes", probes, 2),
     )
-    asked = {"method": method, "rtol": settings.rtol, "probes": settings.probes, "deflate": deflate and str(deflate)}
-    request = requested(settings, asked, given)
+    options = {"method": method, "rtol": settings.rtol, "probes": settings.probes, "deflate": deflate and str(deflate)}
+    request = make_request(settings, options, given)
     with Session(request, Caller(checked_progress(progress))) as session:
-        return as_asked(traces(session).results, curvature)
+        return one_or_all(traces(session).results, curvature)
 
 
 def density(
@@ -326,14 +329,14 @@ def density(
     """
     given = Arguments.of(locals())
     settings = DensitySettings(
-        whole("steps", steps, 2),
-        whole("probes", probes, 1),
-        None if damping is None else positive("damping", damping),
+        as_count("steps", steps, 2),
+        as_count("probes", probes, 1),
+        None if damping is None else as_positive("damping", damping),
     )
-    asked = {"steps": settings.steps, "probes": settings.probes, "log": False, "damping": settings.damping}
-    request = requested(settings, asked | {"deflate": deflate and str(deflate)}, given)
+    options = {"steps": settings.steps, "probes": settings.probes, "log": False, "damping": settings.damping}
+    request = make_request(settings, options | {"deflate": deflate and str(deflate)}, given)
     with Session(request, Caller(checked_progress(progress))) as session:
-        return as_asked(densities(session, draw).results, curvature)
+        return one_or_all(densities(session, draw).results, curvature)
 
 
 def step(
@@ -407,34 +410,40 @@ def step(
     if is_matrix(model):
         raise SpectraError("`model`: step takes a network, not a matrix; give a module, a name or a Problem")
     for name in named_matrices(curvature):
-        among("curvature", name, MATRICES)
+        as_choice("curvature", name, MATRICES)
     others = tuple(to) if isinstance(to, list | tuple) else (to,)
     optimizer = str(optimizer) if isinstance(optimizer, Path) else optimizer
     settings = StepSettings(
-        whole("k", k, 0),
-        positive("tolerance", tolerance),
+        as_count("k", k, 0),
+        as_positive("tolerance", tolerance),
         optimizer,
         others,
         noise,
         population,
-        positive("rho", rho),
-        positive("adaptive_rho", adaptive_rho),
-        whole("ascent_steps", ascent_steps, 0),
+        as_positive("rho", rho),
+        as_positive("adaptive_rho", adaptive_rho),
+        as_count("ascent_steps", ascent_steps, 0),
     )
     require_boolean("noise", noise)
     require_boolean("population", population)
-    asked = {"optimizer": optimizer if isinstance(optimizer, str) else None, "k": settings.k, "tol": settings.tolerance}
-    asked |= {name: getattr(settings, name) for name in ("noise", "population", "rho", "adaptive_rho", "ascent_steps")}
-    asked |= {"to": [str(other) for other in others if isinstance(other, str | Path)]}
-    request = requested(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
-    if request.by_inputs:
+    options = {
+        "optimizer": optimizer if isinstance(optimizer, str) else None,
+        "k": settings.k,
+        "tol": settings.tolerance,
+    }
+    options |= {
+        name: getattr(settings, name) for name in ("noise", "population", "rho", "adaptive_rho", "ascent_steps")
+    }
+    options |= {"to": [str(other) for other in others if isinstance(other, str | Path)]}
+    request = make_request(settings, options | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
+    if request.wrt_inputs:
         raise SpectraError("`wrt` inputs: a step updates parameters, not inputs; omit `wrt`")
     options = {name: value for name, value in request.options.items() if name not in (*OF_EXACT, "wrt")}
     lenient = curvature == OF_STEPS
     request = replace(request, options=options, earlier_option="eigenvectors", lenient=lenient)
     with Session(request, Caller(checked_progress(progress))) as session:
         record = with_figures(session, steps(session), "spectra.plots.step:step_figures")
-        session.keep(record)
+        session.save_record(record)
         return record
 
 
@@ -504,18 +513,20 @@ def landscape(
     if is_matrix(model):
         raise SpectraError("`model`: landscape takes a network, not a matrix; give a module, a name or a Problem")
     for name in named_matrices(curvature):
-        among("curvature", name, MATRICES)
+        as_choice("curvature", name, MATRICES)
     optimizer = str(optimizer) if isinstance(optimizer, Path) else optimizer
     texts = [along] if isinstance(along, str) else along
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise wrong("along", along, "the name of a direction as a string, or a sequence of names")
     more = tuple(map(str, [others] if isinstance(others, str | Path) else others))
-    grid = Grid(None if radius is None else positive("radius", radius), None if points is None else odd(points))
-    settings = LandscapeSettings(tuple(map(named, texts)), grid, positive("tolerance", tolerance), more, optimizer)
-    asked = {"along": [",".join(names) for names in settings.along], "radius": radius, "points": points}
-    asked |= {"tol": settings.tolerance, "optimizer": optimizer if isinstance(optimizer, str) else None}
-    request = requested(settings, asked | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
-    if request.by_inputs:
+    grid = Grid(None if radius is None else as_positive("radius", radius), None if points is None else as_odd(points))
+    settings = LandscapeSettings(
+        tuple(map(parsed_directions, texts)), grid, as_positive("tolerance", tolerance), more, optimizer
+    )
+    options = {"along": [",".join(names) for names in settings.along], "radius": radius, "points": points}
+    options |= {"tol": settings.tolerance, "optimizer": optimizer if isinstance(optimizer, str) else None}
+    request = make_request(settings, options | {"eigenvectors": eigenvectors and str(eigenvectors)}, given)
+    if request.wrt_inputs:
         raise SpectraError("`wrt` inputs: a landscape is a function of the parameters; omit `wrt`")
     options = {name: value for name, value in request.options.items() if name not in (*OF_EXACT, "wrt")}
     if more:
@@ -523,11 +534,11 @@ def landscape(
     request = replace(request, options=options, earlier_option="eigenvectors")
     with Session(request, Caller(checked_progress(progress))) as session:
         record = with_figures(session, landscapes(session), "spectra.plots.landscape:landscape_figures")
-        session.keep(record)
+        session.save_record(record)
         return record
 
 
-def named(text: Any) -> tuple[str, ...]:
+def parsed_directions(text: Any) -> tuple[str, ...]:
     """The names of the directions of a line or a plane. Raises SpectraError if one is not valid."""
     try:
         return directions_named(str(text))
@@ -535,9 +546,9 @@ def named(text: Any) -> tuple[str, ...]:
         raise SpectraError(f"`along` {error}") from None
 
 
-def odd(points: Any) -> int:
+def as_odd(points: Any) -> int:
     """An odd number of points, 3 or more. Raises SpectraError."""
-    if whole("points", points, 3) % 2 == 0:
+    if as_count("points", points, 3) % 2 == 0:
         raise SpectraError(f"`points` {points}: is even; give an odd number, so that one point is at the weights")
     return int(points)
 
@@ -612,11 +623,11 @@ OF_NETWORKS = {
 }
 
 
-def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Request[S]:
+def make_request(settings: S, options: Mapping[str, Any], given: Arguments) -> Request[S]:
     """Make the request of a call; `asked` are its settings under the names of the command line."""
-    seed = whole("seed", given.seed, 0)
+    seed = as_count("seed", given.seed, 0)
     if is_matrix(given.model):
-        refuse_of_networks(settings.command, given)
+        refuse_network_arguments(settings.command, given)
         names, recorded = ("operator",), {}
         device, dtype = (given.problem.get(name) for name in ("device", "dtype"))
         problem = Operators((given.model,), device, dtype, seed)
@@ -627,27 +638,27 @@ def requested(settings: S, asked: Mapping[str, Any], given: Arguments) -> Reques
         recorded |= {"precision": given.precision, "products": given.products, "difference_step": given.difference_step}
         if given.precondition is None or isinstance(given.precondition, str | os.PathLike):  # an object has no spec
             recorded["precondition"] = given.precondition and os.fspath(given.precondition)
-    max_products = None if given.max_products is None else whole("max_products", given.max_products, 1)
-    step = None if given.difference_step is None else positive("difference_step", given.difference_step)
+    max_products = None if given.max_products is None else as_count("max_products", given.max_products, 1)
+    step = None if given.difference_step is None else as_positive("difference_step", given.difference_step)
     require_boolean("compile", given.compile, optional=True)
-    recorded |= {"seed": seed, "max_products": max_products, "basis": among("basis", given.basis, BASES)}
+    recorded |= {"seed": seed, "max_products": max_products, "basis": as_choice("basis", given.basis, BASES)}
     return Request(
         settings,
         problem,
         names,
-        options={**asked, **recorded},
+        options={**options, **recorded},
         seed=seed,
         max_products=max_products,
         memory=given.problem.get("memory"),
         basis=given.basis,
         check=bool(given.check),
-        precision=among("precision", given.precision, PRECISIONS),
-        products=among("products", given.products, PRODUCTS),
+        precision=as_choice("precision", given.precision, PRECISIONS),
+        products=as_choice("products", given.products, PRODUCTS),
         precondition=given.precondition,
         difference_step=step,
         compile=given.compile,
         out=as_path(given.out),
-        save_every=positive("save_every", given.save_every),
+        save_every=as_positive("save_every", given.save_every),
         earlier=as_path(given.deflate),
     )
 
@@ -659,7 +670,7 @@ def is_matrix(model: Any) -> bool:
     return size_of(model) is not None or (isinstance(model, tuple) and len(model) == 2 and callable(model[1]))
 
 
-def refuse_of_networks(command: str, given: Arguments) -> None:
+def refuse_network_arguments(command: str, given: Arguments) -> None:
     """Raise TypeError for an argument that only applies to networks, if a matrix is given in place of one."""
     named = {"loss": given.loss, "data": given.data, "precondition": given.precondition, **given.problem}
     there = [name for name, value in named.items() if value is not None and name not in ("device", "dtype")]
@@ -695,7 +706,7 @@ def problem_of(
             raise SpectraError(f"`model`: expected a module, got the class {name}; call it first: {name}(...)")
         came = getattr(model, "__name__", type(model).__name__)
         raise SpectraError(f"`model`: expected a module, a name or a Problem, got {came}")
-    device, dtype = choose_place(model, checked.get("device"), checked.get("dtype"))
+    device, dtype = choose_device_and_dtype(model, checked.get("device"), checked.get("dtype"))
     loss = loss if isinstance(loss, str) else own_loss(loss, device, dtype)
     kind = dtype_name(dtype)
     recorded = {name: checked.get(name, default) for name, default in DEFAULTS.items()}
@@ -730,11 +741,11 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in options.items() if value is not None}
     for name in ("samples", "batch_size", "mc_samples", "memory"):
         if name in found:
-            found[name] = whole(name, found[name], 0 if name == "memory" else 1)
+            found[name] = as_count(name, found[name], 0 if name == "memory" else 1)
     if "recompute_activations" in found:
         require_boolean("recompute_activations", found["recompute_activations"])
     if "weight_decay" in found:
-        found["weight_decay"] = positive("weight_decay", found["weight_decay"], or_zero=True)
+        found["weight_decay"] = as_positive("weight_decay", found["weight_decay"], or_zero=True)
     if "params" in found:
         found["params"] = (found["params"],) if isinstance(found["params"], str) else tuple(found["params"])
     if "checkpoint" in found:
@@ -748,13 +759,13 @@ def named_matrices(curvature: str | Sequence[str]) -> tuple[str, ...]:
         raise wrong("curvature", curvature, "the name of a matrix in spectra.MATRICES, or a sequence of names")
     names = (curvature,) if isinstance(curvature, str) else tuple(curvature)
     for name in names:
-        among("curvature", name, [*MATRICES, *KERNELS])
+        as_choice("curvature", name, [*MATRICES, *KERNELS])
     if not names:
         raise SpectraError("`curvature`: is empty; give one or more of spectra.MATRICES, such as hessian")
     return names
 
 
-def as_asked(results: list[Result], curvature: str | Sequence[str]) -> Result | list[Result]:
+def one_or_all(results: list[Result], curvature: str | Sequence[str]) -> Result | list[Result]:
     """One result if `curvature` is a name, otherwise a list of results in its order."""
     if isinstance(curvature, str):
         return results[0]
@@ -774,14 +785,14 @@ def as_path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def as_count(name: str, value: Any, least: int) -> int:
     """The value as an int from `least` to 2^63 - 1. Raises ArgumentError."""
     require_integer(name, value, least)
     require_integer(name, value, least, LARGEST_SEED)  # names the upper bound only if it is exceeded
     return int(value)
 
 
-def positive(name: str, value: Any, or_zero: bool = False) -> float:
+def as_positive(name: str, value: Any, or_zero: bool = False) -> float:
     """The value as a finite float above zero, or zero with `or_zero`. Raises ArgumentError."""
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < 0 or (value == 0 and not or_zero):
@@ -789,7 +800,7 @@ def positive(name: str, value: Any, or_zero: bool = False) -> float:
     return float(value)
 
 
-def among(name: str, value: Any, known: Iterable[str]) -> str:
+def as_choice(name: str, value: Any, known: Iterable[str]) -> str:
     """The value, if it is one of the known names. Raises ArgumentError."""
     if value not in known:
         raise ArgumentError(f"`{name}` {value!r}: {suggest(str(value), known)}")

@@ -31,10 +31,10 @@ NOT_COMPLEX = (
 )
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # half precision is too coarse for eigenvalues
 PROTOCOL = ("shape", "dtype", "device", "__matmul__")
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
-def unheard(_note: str) -> None:
+def ignore_note(_note: str) -> None:
     """Ignore a note on a conversion."""
 
 
@@ -44,7 +44,7 @@ def as_operator(
     *,
     dtype: torch.dtype | None = None,
     symmetric: bool = True,
-    tell: Tell = unheard,
+    tell: Notify = ignore_note,
 ) -> Any:
     """Convert a matrix in any of the usual forms to the symmetric operator that all methods take.
 
@@ -66,19 +66,19 @@ def as_operator(
         ArgumentError: the value is none of these, or not square, empty, complex, not finite, or not symmetric.
     """
     if isinstance(value, Tensor):
-        return of_tensor(value, argument, dtype, symmetric, tell)
+        return from_tensor(value, argument, dtype, symmetric, tell)
     if is_operator(value):
         refuse_shape(value.shape, argument)
         refuse_kind(value.dtype, argument)
-        return of_dtype(value, argument, dtype)
+        return with_checked_dtype(value, argument, dtype)
     if is_sparse(value):
-        return of_sparse(value, argument, dtype, symmetric, tell)
+        return from_sparse(value, argument, dtype, symmetric, tell)
     if isinstance(value, np.ndarray):
-        return of_array(value, argument, dtype, symmetric, tell)
-    if (found := by_products(value, argument)) is not None:
-        return of_dtype(found, argument, dtype)
+        return from_array(value, argument, dtype, symmetric, tell)
+    if (found := from_products(value, argument)) is not None:
+        return with_checked_dtype(found, argument, dtype)
     if hasattr(value, "__array__") and hasattr(value, "shape"):
-        return of_array(np.asarray(value), argument, dtype, symmetric, tell)
+        return from_array(np.asarray(value), argument, dtype, symmetric, tell)
     raise wrong(argument, type(value), KNOWN)
 
 
@@ -111,7 +111,7 @@ def refuse_kind(dtype: torch.dtype, argument: str) -> None:
         raise ArgumentError(f"`{argument}`: {dtype} is too coarse for eigenvalues; multiply in {WIDER[dtype]}")
 
 
-def of_dtype(operator: Any, argument: str, dtype: torch.dtype | None) -> Any:
+def with_checked_dtype(operator: Any, argument: str, dtype: torch.dtype | None) -> Any:
     """Return an operator that is known by its products. Raises ArgumentError where another dtype is asked for."""
     if dtype not in (None, operator.dtype):
         own, asked = (dtype_name(kind) for kind in (operator.dtype, dtype))
@@ -119,7 +119,7 @@ def of_dtype(operator: Any, argument: str, dtype: torch.dtype | None) -> Any:
     return operator
 
 
-def of_tensor(tensor: Tensor, argument: str, dtype: torch.dtype | None, symmetric: bool, tell: Tell) -> Tensor:
+def from_tensor(tensor: Tensor, argument: str, dtype: torch.dtype | None, symmetric: bool, tell: Notify) -> Tensor:
     """Convert a torch tensor to a dense tensor, or to a sparse one in CSR form."""
     refuse_shape(tensor.shape, argument)
     if tensor.dtype.is_complex:
@@ -149,7 +149,7 @@ def plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
-def of_array(array: np.ndarray, argument: str, dtype: torch.dtype | None, symmetric: bool, tell: Tell) -> Tensor:
+def from_array(array: np.ndarray, argument: str, dtype: torch.dtype | None, symmetric: bool, tell: Notify) -> Tensor:
     """Convert a NumPy array to a dense tensor, which shares its memory where torch has its dtype."""
     if isinstance(array, np.ma.MaskedArray):
         if np.ma.is_masked(array):
@@ -157,7 +157,7 @@ def of_array(array: np.ndarray, argument: str, dtype: torch.dtype | None, symmet
         array = array.data
     array = np.asarray(array)
     refuse_shape(array.shape, argument)
-    array, kind = of_numbers(array, argument, dtype)
+    array, kind = real_array(array, argument, dtype)
     if kind != array.dtype:
         tell(converted(array.dtype, kind))
     array = np.asarray(array, dtype=kind)
@@ -170,7 +170,7 @@ def of_array(array: np.ndarray, argument: str, dtype: torch.dtype | None, symmet
     return tensor
 
 
-def of_numbers(array: Any, argument: str, dtype: torch.dtype | None) -> tuple[Any, np.dtype]:
+def real_array(array: Any, argument: str, dtype: torch.dtype | None) -> tuple[Any, np.dtype]:
     """Return an array of real numbers, and the dtype in which it is multiplied. Raises ArgumentError."""
     if array.dtype.kind == "c":
         raise ArgumentError(f"`{argument}`: the matrix is complex ({array.dtype}); {NOT_COMPLEX}")
@@ -196,10 +196,10 @@ def converted(before: Any, after: Any) -> str:
     return f"its entries of {names[0]} were converted to {names[1]}"
 
 
-def of_sparse(matrix: Any, argument: str, dtype: torch.dtype | None, symmetric: bool, tell: Tell) -> Tensor:
+def from_sparse(matrix: Any, argument: str, dtype: torch.dtype | None, symmetric: bool, tell: Notify) -> Tensor:
     """Convert a SciPy sparse matrix to a torch tensor in CSR form; duplicate entries are summed."""
     refuse_shape(matrix.shape, argument)
-    matrix, kind = of_numbers(matrix, argument, dtype)
+    matrix, kind = real_array(matrix, argument, dtype)
     if kind != matrix.dtype:
         tell(converted(matrix.dtype, kind))
     rows = matrix.tocsr()
@@ -224,20 +224,20 @@ def without_beta_warning() -> Any:
     return warnings.catch_warnings(action="ignore")
 
 
-def by_products(value: Any, argument: str) -> Products | None:
+def from_products(value: Any, argument: str) -> ProductOperator | None:
     """Convert a value that is known by its products to an operator; return None for any other value."""
     if isinstance(value, tuple):
-        return of_function(value[1], value[0], argument) if len(value) == 2 and callable(value[1]) else None
+        return from_function(value[1], value[0], argument) if len(value) == 2 and callable(value[1]) else None
     if hasattr(value, "shape") and (hasattr(value, "matmat") or hasattr(value, "matvec")):
-        n = side(value.shape, argument)
-        return Products(
-            by_methods(value), n, dtype_of(value, argument), what=type(value).__name__.removeprefix("_Custom")
+        n = row_count(value.shape, argument)
+        return ProductOperator(
+            from_linear_operator(value), n, dtype_of(value, argument), what=type(value).__name__.removeprefix("_Custom")
         )
     if hasattr(value, "shape") and hasattr(value, "__matmul__") and not hasattr(value, "__array__"):
-        n = side(value.shape, argument)
-        return Products(value.__matmul__, n, dtype_of(value, argument), what=type(value).__name__)
+        n = row_count(value.shape, argument)
+        return ProductOperator(value.__matmul__, n, dtype_of(value, argument), what=type(value).__name__)
     if callable(value) and (n := size_of(value)) is not None:
-        return of_function(value, n, argument)
+        return from_function(value, n, argument)
     return None
 
 
@@ -247,17 +247,19 @@ def size_of(function: Any) -> Any:
     return getattr(function, "shape", None) if size is None else size
 
 
-def of_function(function: Callable[..., Any], size: Any, argument: str) -> Products:
+def from_function(function: Callable[..., Any], size: Any, argument: str) -> ProductOperator:
     """Make an operator of a function that maps a vector (n,) to its product (n,).
 
     The function gets NumPy arrays in float64, or in the NumPy dtype that its attribute `dtype` names; if that is a
     dtype of torch, it gets tensors.
     """
     name = getattr(function, "__name__", type(function).__name__)
-    return Products(columnwise(function), side(size, argument), dtype_of(function, argument), what=f"function {name}")
+    return ProductOperator(
+        columnwise(function), row_count(size, argument), dtype_of(function, argument), what=f"function {name}"
+    )
 
 
-def side(size: Any, argument: str) -> int:
+def row_count(size: Any, argument: str) -> int:
     """The number of rows n of a square matrix, given n or the shape (n, n)."""
     if isinstance(size, Integral) and not isinstance(size, bool):
         size = (int(size), int(size))
@@ -281,7 +283,7 @@ def dtype_of(value: Any, argument: str) -> np.dtype | torch.dtype:
     return own if own in FLOATS else np.dtype(np.float64)
 
 
-def by_methods(value: Any) -> Callable[[Any], Any]:
+def from_linear_operator(value: Any) -> Callable[[Any], Any]:
     """The product by `matvec` or `matmat` of a SciPy `LinearOperator`, for vectors (n,) and columns (n, k)."""
     several = value.matmat if hasattr(value, "matmat") else columnwise(value.matvec)
     one = value.matvec if hasattr(value, "matvec") else lambda vector: several(vector[:, None])[:, 0]
@@ -301,7 +303,7 @@ def columnwise(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return multiply
 
 
-class Products:
+class ProductOperator:
     """A symmetric operator that is known by a function from vectors (n,) or columns (n, k) to their products.
 
     Args:

@@ -29,7 +29,7 @@ _BASIS: ContextVar[tuple[str, int | None]] = ContextVar("basis", default=("auto"
 
 
 @contextmanager
-def settled_share(share: int) -> Iterator[None]:
+def fixed_memory_share(share: int) -> Iterator[None]:
     """Fix the value of `memory_share` inside this context, so that a repeated run decides alike."""
     token = _SETTLED.set(share)
     try:
@@ -78,7 +78,7 @@ def memory_of(device: torch.device) -> tuple[float, float]:
 
 
 @contextmanager
-def settled_basis(place: str, share: int | None = None) -> Iterator[None]:
+def fixed_basis_place(place: str, share: int | None = None) -> Iterator[None]:
     """Fix inside this context where a basis is stored (`device`, `host` or `auto`), and its bytes on the host."""
     token = _BASIS.set((place, share))
     try:
@@ -118,7 +118,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def taking_memory(argument: str, way_out: str) -> Iterator[None]:
+def explain_out_of_memory(argument: str, way_out: str) -> Iterator[None]:
     """Raise OutOfMemory with this argument and way out where memory runs out inside this context.
 
     The error is recognised even where another one was raised from it.
@@ -128,12 +128,12 @@ def taking_memory(argument: str, way_out: str) -> Iterator[None]:
     except OutOfMemory:
         raise
     except Exception as error:
-        if (cause := shortage(error)) is None:
+        if (cause := out_of_memory_cause(error)) is None:
             raise
         raise OutOfMemory(f"{argument}: out of memory ({describe(cause)}); {way_out}") from error
 
 
-def shortage(error: BaseException | None) -> BaseException | None:
+def out_of_memory_cause(error: BaseException | None) -> BaseException | None:
     """The out-of-memory error among an error and its causes; None where there is none."""
     while error is not None and not out_of_memory(error):
         error = error.__cause__ or error.__context__
@@ -179,7 +179,7 @@ def storages(tensor: Tensor) -> Iterator[UntypedStorage]:
         yield from storages(part)
 
 
-class Ledger:
+class MemoryTracker:
     """A count of the bytes of the entered tensors that are alive, and its peak.
 
     Views of one storage count once; tensors in `besides` and their views do not count.

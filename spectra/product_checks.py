@@ -20,7 +20,7 @@ from spectra.operator import (
     random_vectors,
     reference,
 )
-from spectra.vectors import WITHIN, all_finite, distance, dot, norm, out_of_scale, without_autocast
+from spectra.vectors import WITHIN, all_finite, distance, dot, norm, squares_overflow, without_autocast
 
 CHECKS = 3  # products that `check_operator` takes, and one more where they differ by more than their precision
 SINGLE = torch.finfo(torch.float32).eps ** 0.5  # the largest relative error that may be rounding in float32
@@ -108,7 +108,7 @@ def _noise(operator: SymmetricOperator, generator: torch.Generator) -> float:
     if not (all_finite(first) and all_finite(other)):
         return float("nan")
     size = max(norm(first), norm(other))
-    if out_of_scale(first) or out_of_scale(other):
+    if squares_overflow(first) or squares_overflow(other):
         subject = find_on("subject", operator) or "the matrix"
         raise SpectraError(f"{subject} has products with a norm that is not {WITHIN}; scale the loss or the matrix")
     if size == 0:

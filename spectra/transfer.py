@@ -33,13 +33,13 @@ def copy(to: Tensor, part: Tensor) -> None:
         to.copy_(part)
     elif to.is_cuda:
         with torch.cuda.device(to.device):
-            lane(to.device).up(to.view(-1), part.view(-1))
+            transfer_buffers(to.device).up(to.view(-1), part.view(-1))
     else:
         with torch.cuda.device(part.device):
-            lane(part.device).down(to.view(-1), part.view(-1))
+            transfer_buffers(part.device).down(to.view(-1), part.view(-1))
 
 
-class Turn(NamedTuple):
+class ChunkCopy(NamedTuple):
     """One turn of a buffer: the piece on the host, that on the device, the buffer between them, and its event."""
 
     host: Tensor
@@ -53,7 +53,7 @@ class Turn(NamedTuple):
         self.host.copy_(self.buffer)
 
 
-class Lane:
+class TransferBuffers:
     """Two buffers between a host and a device, each with an event that marks the end of its last transfer."""
 
     def __init__(self, event: Callable[[], Any] = torch.cuda.Event, pinned: bool = True, size: int = BUFFER):
@@ -84,14 +84,14 @@ class Lane:
                 turn.device.copy_(turn.buffer, non_blocking=True)
                 turn.event.record()
 
-    def _turns(self, host: Tensor, device: Tensor) -> Iterator[Turn]:
+    def _turns(self, host: Tensor, device: Tensor) -> Iterator[ChunkCopy]:
         buffers = [buffer.view(host.dtype) for buffer in self.buffers]
         pieces = zip(host.split(len(buffers[0])), device.split(len(buffers[0])), strict=True)
         for i, (ours, theirs) in enumerate(pieces):
-            yield Turn(ours, theirs, buffers[i % 2][: len(ours)], self.events[i % 2])
+            yield ChunkCopy(ours, theirs, buffers[i % 2][: len(ours)], self.events[i % 2])
 
 
 @cache
-def lane(device: torch.device) -> Lane:
+def transfer_buffers(device: torch.device) -> TransferBuffers:
     """The lane between the host and this device, made once."""
-    return Lane()
+    return TransferBuffers()

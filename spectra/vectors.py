@@ -109,7 +109,7 @@ def sum_pieces(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     return sum_shards(lambda *parts: summed(function, *parts).to(wide), *vectors)
 
 
-def change(rows: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+def map_rows_inplace(rows: Tensor, function: Callable[[Tensor], Tensor]) -> None:
     """Replace rows (k, n) in place by `function` of them, which returns at most k rows and treats columns alike."""
     part = local(rows)
     for piece in pieces(part):
@@ -161,12 +161,12 @@ def all_finite(vectors: Tensor) -> bool:
     return not sum_shards(_not_finite, vectors)
 
 
-def out_of_scale(vectors: Tensor) -> bool:
+def squares_overflow(vectors: Tensor) -> bool:
     """Whether vectors of finite numbers, not all zero, are so small or large that squares underflow or overflow."""
     return not LEAST < norm(vectors) < MOST and bool(sum_shards(_not_zero, vectors))
 
 
-def everywhere(mesh: DeviceMesh | None, holds: bool) -> bool:
+def true_on_all_processes(mesh: DeviceMesh | None, holds: bool) -> bool:
     """Whether `holds` is true on every process, so that all processes decide alike."""
     if mesh is None:
         return holds
@@ -175,7 +175,7 @@ def everywhere(mesh: DeviceMesh | None, holds: bool) -> bool:
     return bool(held)
 
 
-def put(place: Tensor, vectors: Tensor) -> None:
+def copy_into(place: Tensor, vectors: Tensor) -> None:
     """Copy vectors into a tensor of the same shape, on any device."""
     copy(local(place), local(vectors))
 

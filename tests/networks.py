@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from spectra.problem.batch import Batch
 from spectra.problem.binary import BinaryCrossEntropy
-from spectra.problem.choice import choose_parameters
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, Loss, MeanSquaredError
+from spectra.problem.parameter_selection import select_parameters
 from spectra.problem.problem import Problem
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -336,4 +336,4 @@ def name_of(value) -> str | None:
 
 
 def chosen(model: nn.Module, *patterns: str) -> dict[str, nn.Parameter]:
-    return choose_parameters(model, patterns)
+    return select_parameters(model, patterns)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectra.memory import Ledger
+from spectra.memory import MemoryTracker
 
 DEVICE = torch.device("meta")  # a kind of device that torch lets others stand for
 COPIES = {torch.ops.aten.copy_.default}
@@ -72,7 +72,7 @@ class PretendDevice(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.ledger = Ledger()
+        self.ledger = MemoryTracker()
 
     @property
     def peak(self) -> int:

@@ -32,14 +32,14 @@ from spectra.krylov.solve import solve
 from spectra.krylov.xtrace import mean, xtrace
 from spectra.layerwise.layers import layers
 from spectra.layerwise.parameter_blocks import block_sums, diagonal_blocks, parameter_blocks
-from spectra.memory import settled_share
+from spectra.memory import fixed_memory_share
 from spectra.operator import Counting, mesh_of, placed, random_vectors, reference
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem, Processes
 from spectra.product_checks import check_operator, measure_noise
-from spectra.run.inspection import look_ahead
+from spectra.run.inspection import forecast_commands
 from spectra.vectors import _other_mesh, from_shard, full_tensor, local, orthonormal, sum_shards
 
 
@@ -101,7 +101,7 @@ def eig(method: str, operator, **options) -> dict:
 
 def smallest_basis(operator) -> dict:
     """Eigenpairs from the least memory with which restarts work."""
-    with settled_share(vectors_held(3, least_basis(3)) * vector_bytes(operator)):
+    with fixed_memory_share(vectors_held(3, least_basis(3)) * vector_bytes(operator)):
         found = eig("lanczos", operator)
     return {what: found[what] for what in ("values", "residuals are small", "span", "converged")}
 
@@ -155,7 +155,7 @@ def blocks(by: str, operator) -> dict:
 
 
 def forecast(operator) -> dict:
-    found = look_ahead(Counting(operator), k=3, generator=seeded())
+    found = forecast_commands(Counting(operator), k=3, generator=seeded())
     return {"products": found.products, **{f"{e.command} {e.method}": e.products for e in found.estimates}}
 
 
@@ -246,7 +246,7 @@ def short_on_one(operator) -> dict:
     mesh = mesh_of(operator)
     last = mesh is None or mesh.get_local_rank() == mesh.size() - 1
     free = mock.patch("spectra.krylov.placement.memory_of", return_value=(math.inf, 0 if last else math.inf))
-    with settled_share(20 * vector_bytes(operator)), free:
+    with fixed_memory_share(20 * vector_bytes(operator)), free:
         return {"v": xtrace(operator, rtol=0.5, generator=seeded()).value}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import spectra
 from spectra.cli.plan_options import checked_plan
-from spectra.sweeps.tasks import standing
+from spectra.sweeps.tasks import task_state
 
 PLAN = """
 [problem]
@@ -98,7 +98,7 @@ def waiting(home: Path) -> int:
 
 def states(home: Path) -> list[str]:
     plan = checked_plan(home / "plan.toml")
-    return [standing(plan, task).state for task in plan.tasks]
+    return [task_state(plan, task).state for task in plan.tasks]
 
 
 def change(home: Path, before: str, after: str) -> None:

@@ -29,7 +29,7 @@ from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.reverse_communication import serve_products
 from spectra.krylov.warm_start import WarmStart
 from spectra.krylov.xtrace import xtrace
-from spectra.memory import basis_place, products_share, settled_basis, settled_share
+from spectra.memory import basis_place, fixed_basis_place, fixed_memory_share, products_share
 from spectra.operator import Counting
 from spectra.problem.problem import Processes
 from spectra.records.eig import eig_results
@@ -37,12 +37,12 @@ from spectra.resume.journal import CheckpointedOperator, Journal
 from spectra.resume.state import State
 from spectra.run.density import DensitySettings
 from spectra.run.eig import EigSettings, lean
-from spectra.run.inspection import look_ahead
+from spectra.run.inspection import forecast_commands
 from spectra.run.measurement import Measurement
 from spectra.run.request import Request
 from spectra.run.session import Session
 from spectra.run.trace import TraceSettings
-from spectra.transfer import Lane
+from spectra.transfer import TransferBuffers
 from spectra.vectors import dot, norms, on_device, pieces, row_dots
 
 INDEX = np.arange(1, 301)
@@ -62,7 +62,7 @@ def host_share_of(vectors: int, n: int, monkeypatch, itemsize: int = 8) -> None:
 
 def share_of(vectors: int, n: int, itemsize: int = 8):
     """A context in which a quarter of the device holds so many vectors (n,)."""
-    return settled_share(vectors * n * itemsize)
+    return fixed_memory_share(vectors * n * itemsize)
 
 
 def pairs_of(operator, **options):
@@ -76,7 +76,7 @@ def measure_of(operator, **options):
 
 
 def estimate_of(method, operator, **options):
-    with settled_basis(options.get("basis", "auto")):
+    with fixed_basis_place(options.get("basis", "auto")):
         found = method(operator, rtol=0.02, generator=seeded())
     return [found.value, found.standard_error, found.products]
 
@@ -84,7 +84,7 @@ def estimate_of(method, operator, **options):
 def beside_known(method, operator, **options):
     """What a method makes beside eigenpairs that an earlier run has left in a file."""
     values, vectors = torch.linalg.eigh(operator.matrix if isinstance(operator, OnDevice) else operator)
-    with settled_basis(options.get("basis", "auto")):
+    with fixed_basis_place(options.get("basis", "auto")):
         pairs = known_pairs(operator, values[-4:], vectors.T[-4:], torch.full((4,), 1e-9))
         found = method(operator, known=pairs, generator=seeded())
     return [pairs.residuals, pairs.vectors, *[x for x in vars(found).values() if not isinstance(x, bool)]]
@@ -92,7 +92,7 @@ def beside_known(method, operator, **options):
 
 def blocks_of(operator, **options):
     index = [torch.arange(90), torch.arange(90, 200), torch.arange(210, 300)]
-    with settled_basis(options.get("basis", "auto")):
+    with fixed_basis_place(options.get("basis", "auto")):
         diagonal = BlockDiagonal(operator, [on_device(part, operator.device) for part in index])
         pairs = block_eigenpairs(diagonal, diagonal.blocks, 2, generator=seeded())
         measures = block_measures(diagonal, diagonal.blocks, pairs, probes=2, steps=5, generator=seeded())
@@ -101,7 +101,7 @@ def blocks_of(operator, **options):
 
 def warm_pairs_of(operator, **options):
     """Of searches that start from each other: from a sum of old vectors, and from each."""
-    with settled_basis(options.get("basis", "auto")):
+    with fixed_basis_place(options.get("basis", "auto")):
         start = WarmStart(5, 1e-5)
         found = [start.eigenpairs(operator, generator=seeded()) for _ in range(4)]
     return [x for pairs in found for x in (pairs.values, pairs.vectors, pairs.products)]
@@ -253,10 +253,10 @@ def test_the_device_holds_the_basis_while_it_fits_and_then_the_host(device, host
 
 def test_what_is_settled_for_a_run_is_taken_up():
     operator = OnDevice(torch.eye(300, dtype=torch.float64))
-    with settled_basis("host", 50 * 300 * 8):
+    with fixed_basis_place("host", 50 * 300 * 8):
         assert basis_of(operator, 5) == places.Placement(CPU, 41, usual_basis(5))
         assert basis_of(operator, 5, choice="device").device == DEVICE
-    with settled_basis("device"), share_of(20, 300):
+    with fixed_basis_place("device"), share_of(20, 300):
         assert basis_of(operator, 5).device == DEVICE
 
 
@@ -264,10 +264,10 @@ def test_on_the_cpu_there_is_one_memory():
     given = matrix("network").matrix
     for choice in places.BASES:
         assert basis_of(given, 5, choice=choice).device == CPU
-    with settled_basis("host"), settled_share(1000):
+    with fixed_basis_place("host"), fixed_memory_share(1000):
         assert products_share(CPU) == 1000
         assert products_share(DEVICE) == 2000  # its own and the basis's
-    with settled_basis("device"), settled_share(1000):
+    with fixed_basis_place("device"), fixed_memory_share(1000):
         assert products_share(DEVICE) == 1000
 
 
@@ -416,7 +416,7 @@ def test_forecasts_tell_what_lies_where(vectors, monkeypatch):
     seen = replace(seen, counts=counts, device=DEVICE)
     n, row = seen.shape[0], 8 * seen.shape[0]
     host_share_of(host, n, monkeypatch)
-    with settled_share(device * row):
+    with fixed_memory_share(device * row):
         found = forecast_eigenpairs(seen, 3, generator=seeded())
         asked = largest_matrix(seen, 1)
     if device > host // 2:
@@ -440,7 +440,7 @@ def test_forecasts_of_a_trace_tell_what_lies_where(vectors, free, monkeypatch):
     n, row = seen.shape[0], 8 * seen.shape[0]
     host_share_of(host, n, monkeypatch)
     monkeypatch.setattr(places, "memory_of", lambda place: (math.inf, free * row))
-    with settled_share(device * row):
+    with fixed_memory_share(device * row):
         found = forecast_trace(seen, rtol=0.1, generator=seeded())
     if max(vectors) < 80:
         assert (found.bytes, found.host_bytes) == (5 * row, 0)
@@ -463,7 +463,7 @@ def test_what_memory_does_not_hold_is_forecast_as_refused(monkeypatch):
     given = with_spectrum(SPECTRA["network"])
     monkeypatch.setattr(places, "memory_of", lambda device: (math.inf, 40 * 300 * 8))
     with share_of(2, 300):
-        found = look_ahead(Counting(Matrix(given)), k=3, generator=seeded())
+        found = forecast_commands(Counting(Matrix(given)), k=3, generator=seeded())
     assert [estimate.command for estimate in found.estimates] == ["eig", "trace"]
     assert found.refused == (
         "`steps` 80: the smallest basis, 85 vectors of 2.34 KiB, takes 199 KiB, and the host has 89.1 KiB free for it; "
@@ -509,7 +509,7 @@ class Event:
 def test_vectors_cross_in_turns_of_two_buffers(length, dtype):
     with Stream() as stream:
         with torch.device("meta"):  # torch's default device has no part in it
-            lane = Lane(stream.event, pinned=False, size=4 * dtype.itemsize)
+            lane = TransferBuffers(stream.event, pinned=False, size=4 * dtype.itemsize)
         for factor in range(1, 4):
             given, device = factor * torch.arange(length, dtype=dtype), torch.zeros(length, dtype=dtype)
             host = torch.zeros(length, dtype=dtype)
@@ -607,6 +607,6 @@ def test_few_vectors_are_on_a_cuda_device():
     operator.device = torch.device("cuda")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with settled_share(2 * 4 * n):
+    with fixed_memory_share(2 * 4 * n):
         eigenpairs(operator, 4, generator=seeded(), max_products=40, basis="host")
     assert torch.cuda.max_memory_allocated() - before <= 12 * 4 * n  # random numbers are made of wider ones

@@ -19,7 +19,7 @@ from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
 from spectra.krylov.equal_blocks import dense_blocks, lanczos_blocks
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.by_inputs import InputProblem, by_inputs
+from spectra.problem.input_problem import InputProblem, with_respect_to_inputs
 from spectra.problem.output_loss import OutputLoss
 
 F64 = torch.float64
@@ -65,7 +65,7 @@ def energies(model, x, **options):
 @pytest.mark.parametrize("device", DEVICES)
 def test_harmonic_chain(device, periodic, method, monkeypatch):
     if method == "lanczos":
-        monkeypatch.setattr("spectra.run.by_inputs.dense_pays", lambda *_: False)
+        monkeypatch.setattr("spectra.run.input_blocks.dense_pays", lambda *_: False)
     n, x = 12, torch.randn(3, 12, generator=seeded(), dtype=F64)
     found = energies(Chain(periodic=periodic), x, which="SA", k=n, method=method, tolerance=1e-9, device=device)
     assert found.method == method
@@ -178,7 +178,7 @@ def dense(model, value, targets, gauss_newton=False):
 @pytest.mark.parametrize("name", LOSSES)
 def test_network_against_dense_hessians(name, method, monkeypatch):
     if method == "lanczos":
-        monkeypatch.setattr("spectra.run.by_inputs.dense_pays", lambda *_: False)
+        monkeypatch.setattr("spectra.run.input_blocks.dense_pays", lambda *_: False)
     loss, targets, value = LOSSES[name]
     expected = np.linalg.eigvalsh(dense(network(), value, targets))
     wrt = "inputs:0" if name == "batch" else "inputs"  # whose targets are real numbers, too
@@ -226,7 +226,7 @@ def test_ends(which):
 
 def inputs_problem(size=13):
     batches = spectra.cut_batches(X, CLASSES, torch.arange(13), size)
-    return by_inputs(spectra.Problem(network(), spectra.CrossEntropy(), batches))
+    return with_respect_to_inputs(spectra.Problem(network(), spectra.CrossEntropy(), batches))
 
 
 def test_a_problem_by_inputs_is_a_problem():
@@ -365,7 +365,7 @@ def coincident():
 def test_an_example_that_is_not_finite_leaves_the_others(method, monkeypatch):
     """A distance r between two atoms has the eigenvalues 2 / r, 2 / r and 0."""
     if method == "lanczos":
-        monkeypatch.setattr("spectra.run.by_inputs.dense_pays", lambda *_: False)
+        monkeypatch.setattr("spectra.run.input_blocks.dense_pays", lambda *_: False)
     found = energies(Distance(), coincident(), which="LA", k=3, method=method, tolerance=1e-9)
     expected = np.tile([2**0.5, 2**0.5, 0], (4, 1))
     expected[1] = np.nan
@@ -653,7 +653,7 @@ def test_examples_of_several_shapes_are_refused():
     batches = [spectra.Batch(X[:4, :n], None, torch.arange(4)) for n in (4, 5)]
     problem = replace(spectra.Problem(network(), OutputLoss(index=0), batches))
     with pytest.raises(SpectraError, match=r"`wrt` inputs: examples differ in shape \(\(4,\) and \(5,\)\)"):
-        by_inputs(problem)
+        with_respect_to_inputs(problem)
 
 
 @pytest.mark.parametrize("wrt", [["inputs"], 3, "input"], ids=repr)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectra.curvature.engine import choices as module
-from spectra.curvature.engine.choices import Choices, fingerprint
+from spectra.curvature.engine import autotuning as module
+from spectra.curvature.engine.autotuning import Autotuner, fingerprint
 from spectra.errors import SpectraError
 from spectra.resume.decisions import Decisions
 
@@ -58,21 +58,21 @@ def nothing_decided(monkeypatch, tmp_path):
 )
 def test_the_fastest_way_is_chosen(seconds, wanted):
     clock = Clock()
-    choices = Choices(clock=clock)
+    choices = Autotuner(clock=clock)
     assert choices.choose("way", ways(clock, **seconds), CPU) == wanted
     assert choices.made == {"way": wanted}
 
 
 def test_what_takes_long_is_called_twice_at_most():
     clock = Clock()
-    Choices(clock=clock).choose("way", ways(clock, a=7.0, b=0.001), CPU)
+    Autotuner(clock=clock).choose("way", ways(clock, a=7.0, b=0.001), CPU)
     assert clock.calls.count("a") == 2
     assert clock.calls.count("b") == 1 + module.REPEATS
 
 
 def test_what_was_made_beforehand_is_taken_without_measuring():
     clock = Clock()
-    choices = Choices(clock=clock)
+    choices = Autotuner(clock=clock)
     choices.made["way"] = "a"
     assert choices.choose("way", ways(clock, a=2.0, b=1.0), CPU) == "a"
     assert not clock.calls
@@ -81,7 +81,7 @@ def test_what_was_made_beforehand_is_taken_without_measuring():
 
 
 def decided(clock, kept=None, of=OF, **seconds) -> str:
-    return Choices(kept, clock).choose("way", ways(clock, **seconds), CPU, of)
+    return Autotuner(kept, clock).choose("way", ways(clock, **seconds), CPU, of)
 
 
 def test_a_process_decides_once_with_and_without_a_disk(monkeypatch):
@@ -133,9 +133,9 @@ def test_what_an_earlier_run_has_left_goes_into_the_state(tmp_path):
 
 def test_costs_are_measured_once():
     clock, kept = Clock(), {}
-    assert Choices(kept, clock).cost("16", clock.way("many", 3.14), clock.way("one", 1.0), CPU, OF) == 3.1
+    assert Autotuner(kept, clock).cost("16", clock.way("many", 3.14), clock.way("one", 1.0), CPU, OF) == 3.1
     clock.calls.clear()
-    choices = Choices(kept, clock)
+    choices = Autotuner(kept, clock)
     assert choices.cost("16", clock.way("many", 9.0), clock.way("one", 1.0), CPU, OF) == 3.1
     assert not clock.calls
     assert choices.made == {"16": "3.1"}
@@ -145,7 +145,7 @@ def test_costs_are_measured_once():
 def test_each_product_has_a_cost_of_its_own(first):
     """A resumed run may ask for that of the other first."""
     clock, costs = Clock(), {"ieee": 9.0, "tf32": 4.0}
-    choices = Choices(clock=clock)
+    choices = Autotuner(clock=clock)
     for of in sorted(costs, key=lambda of: of != first):
         assert choices.cost("16", clock.way("many", costs[of]), clock.way("one", 1.0), CPU, of) == costs[of]
 

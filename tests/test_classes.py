@@ -10,7 +10,7 @@ from torch import Tensor
 
 import spectra
 from spectra.krylov.dense import dense_matrix
-from spectra.memory import settled_share
+from spectra.memory import fixed_memory_share
 from spectra.spectrum.classes import class_count, class_means, class_structure
 
 LABELLED = {c.name: c for c in CASES if c.kind == "cross_entropy" and not c.data()[1].is_floating_point()}
@@ -182,5 +182,5 @@ def test_other_losses_are_refused(name):
 
 def test_more_classes_than_memory_holds_are_refused():
     problem = LABELLED["mlp"].problem()
-    with settled_share(1000), pytest.raises(spectra.SpectraError, match=r"^`params`: 9 cross-class means of "):
+    with fixed_memory_share(1000), pytest.raises(spectra.SpectraError, match=r"^`params`: 9 cross-class means of "):
         class_means(problem)

@@ -13,15 +13,15 @@ from torch import nn
 from torch.fx import GraphModule
 
 from spectra.cli import run
-from spectra.curvature.engine import widths as module
-from spectra.curvature.engine.columns import together
+from spectra.curvature.engine import block_widths as module
+from spectra.curvature.engine.block_widths import planned
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.execution import Execution
 from spectra.curvature.engine.graphs import simplify
-from spectra.curvature.engine.hoisting import Hoisted
+from spectra.curvature.engine.hoisting import HoistedProduct
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.engine.recorder import record
-from spectra.curvature.engine.widths import planned
+from spectra.curvature.engine.vectorization import vectorized
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
 
@@ -48,7 +48,7 @@ BENT = [
 def hoisted_of(case: Case, name: str, **settings):
     problem, linearise = case.problem(**{"sizes": (2, 2, 2, 1), **settings}), definition(name).linearise
     with twice_differentiable(problem.model):
-        return problem, Hoisted(linearise, problem, problem.batches[:2])
+        return problem, HoistedProduct(linearise, problem, problem.batches[:2])
 
 
 def rows_of(problem, count: int) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_columns_share_the_products_with_weights():
     case = Case("mlp", lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), X, Y)
     _, hoisted = hoisted_of(case, "ggn")
     single = packets(hoisted.second)
-    several = packets(together(hoisted.second, 16))
+    several = packets(vectorized(hoisted.second, 16))
     assert sum(several.values()) == sum(single.values())
     assert several["mm"] + several["addmm"] >= 1
 
@@ -154,7 +154,7 @@ def test_a_plan_covers_all_columns_and_costs_no_more_than_singles(count):
 @pytest.fixture
 def always_together(monkeypatch):
     """Whatever a clock says, wide products take next to no time."""
-    monkeypatch.setattr("spectra.curvature.engine.choices.Choices.cost", lambda *_: 0.1)
+    monkeypatch.setattr("spectra.curvature.engine.autotuning.Autotuner.cost", lambda *_: 0.1)
 
 
 @pytest.mark.sampled(12)
@@ -209,7 +209,7 @@ def test_columns_together_take_no_more_than_memory(name, share, always_together)
 
 def test_columns_that_differ_go_one_by_one(monkeypatch, always_together):
     def wrong(second, width):
-        graph = together(second, width)
+        graph = vectorized(second, width)
         vector = graph.graph.find_nodes(op="placeholder")[-1]
         with graph.graph.inserting_after(vector):
             twice = graph.graph.call_function(torch.ops.aten.mul.Scalar, (vector, 1.01))
@@ -218,7 +218,7 @@ def test_columns_that_differ_go_one_by_one(monkeypatch, always_together):
         graph.recompile()
         return graph
 
-    monkeypatch.setattr("spectra.curvature.engine.columns.together", wrong)
+    monkeypatch.setattr("spectra.curvature.engine.vectorization.vectorized", wrong)
     problem = BY_NAME["mlp"].problem()
     vectors = rows_of(problem, 16).T
     matrix = Curvature(problem, "hessian", products=MANY, check=False)
@@ -232,7 +232,7 @@ def test_columns_that_cannot_be_written_go_one_by_one(monkeypatch, always_togeth
     def refuse(*_):
         raise RuntimeError("no rule for aten.strange")
 
-    monkeypatch.setattr("spectra.curvature.engine.columns.together", refuse)
+    monkeypatch.setattr("spectra.curvature.engine.vectorization.vectorized", refuse)
     problem = BY_NAME["mlp"].problem()
     matrix = Curvature(problem, "hessian", products=MANY, check=False)
     matrix @ rows_of(problem, 4).T
@@ -242,10 +242,10 @@ def test_columns_that_cannot_be_written_go_one_by_one(monkeypatch, always_togeth
 @pytest.mark.parametrize("slower", [False, True])
 def test_a_clock_decides(slower, monkeypatch):
     """Once: two matrices of one problem take the same columns together, whatever the clock says the second time."""
-    monkeypatch.setattr("spectra.curvature.engine.choices._decided", {})
+    monkeypatch.setattr("spectra.curvature.engine.autotuning._decided", {})
     monkeypatch.setenv("SPECTRA_CACHE", "")
     price = [6.0 if slower else 1.0]
-    monkeypatch.setattr("spectra.curvature.engine.choices.Choices.seconds", lambda *_, **__: price[0])
+    monkeypatch.setattr("spectra.curvature.engine.autotuning.Autotuner.seconds", lambda *_, **__: price[0])
     problem = BY_NAME["mlp"].problem()
     monkeypatch.setattr(module, "SMALL", 2**40)
     vectors = rows_of(problem, 16).T
@@ -253,7 +253,7 @@ def test_a_clock_decides(slower, monkeypatch):
     found = first @ vectors
     assert first.path.endswith("; 16 columns together")  # for the time of one
     assert first.choices.made == {"4 columns": "1", "16 columns": "1"}
-    monkeypatch.setattr("spectra.curvature.engine.choices.Choices.seconds", pytest.fail)
+    monkeypatch.setattr("spectra.curvature.engine.autotuning.Autotuner.seconds", pytest.fail)
     second = Curvature(problem, "hessian", products=MANY, check=False)
     assert torch.equal(second @ vectors, found)
     assert second.path == first.path
@@ -333,13 +333,13 @@ def traced_at_once(monkeypatch, tmp_path):
 
 def says(monkeypatch, seconds: float) -> None:
     """What a clock would measure is this; nothing is remembered but in the state of a run."""
-    monkeypatch.setattr("spectra.curvature.engine.choices._decided", {})
+    monkeypatch.setattr("spectra.curvature.engine.autotuning._decided", {})
     monkeypatch.setenv("SPECTRA_CACHE", "")
 
     def cost(self, name, call, unit, device, of):
         return float(self._decide(name, lambda: str(seconds), lambda text: text != "", ["cost"], device, of))
 
-    monkeypatch.setattr("spectra.curvature.engine.choices.Choices.cost", cost)
+    monkeypatch.setattr("spectra.curvature.engine.autotuning.Autotuner.cost", cost)
 
 
 @pytest.mark.sampled(2)
@@ -399,4 +399,4 @@ def test_many_products_share_one_factor(m, p, q, side):
     second = GraphModule(constants, graph)
     rows = floats(3, 5 * other[1] * other[2])
     wanted = torch.stack([function(shared, row) for row in rows])
-    torch.testing.assert_close(together(second, 3)(shared, rows), wanted, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(vectorized(second, 3)(shared, rows), wanted, rtol=1e-13, atol=1e-13)

@@ -11,7 +11,7 @@ from helpers import not_finite, seeded, uniform, with_spectrum
 from matplotlib.text import Text
 from torch import Tensor
 
-from spectra.comparison.agreement import Leading, agreements
+from spectra.comparison.agreement import LeadingEigenpairs, agreements
 from spectra.comparison.comparison import compare
 from spectra.comparison.frobenius import frobenius_products
 from spectra.comparison.pairs import Difference
@@ -21,7 +21,7 @@ from spectra.krylov.quadrature import gauss_quadrature
 from spectra.operator import Counting
 from spectra.plots.comparison import comparison_figure
 from spectra.plots.examples import held_out_figure
-from spectra.spectrum.estimates import Estimate, of_means
+from spectra.spectrum.estimates import Estimate, jackknife_of_means
 from spectra.spectrum.subspaces import LEAST_GAP
 from spectra.spectrum.transport import halved
 from spectra.vectors import orthonormal
@@ -68,8 +68,8 @@ def test_all_is_exact_where_eigenvectors_span_the_space(name):
     assert pair.wasserstein == pytest.approx((transport(a, b), 0), rel=1e-9, abs=1e-12)
     assert pair.agreements[-1].overlap == pytest.approx(1)  # of the whole space with itself
     assert pair.agreements[-1].reliable
-    assert found.portraits["a"].norm == pytest.approx((a.norm().item(), 0))
-    assert found.portraits["a"].trace == pytest.approx((a.trace().item(), 0), abs=1e-12)
+    assert found.summaries["a"].norm == pytest.approx((a.norm().item(), 0))
+    assert found.summaries["a"].trace == pytest.approx((a.trace().item(), 0), abs=1e-12)
 
 
 def leading_span(matrices: list[Tensor], rank: int) -> Tensor:
@@ -138,7 +138,7 @@ def test_a_multiple(c):
     assert pair.distance == pytest.approx((abs(1 - c), 0), abs=1e-12)
     assert pair.scaled_distance.value < 1e-6
     assert [spaces.overlap for spaces in pair.agreements] == pytest.approx([1] * 3)
-    assert pair.first_by_second == pytest.approx(c * found.portraits["a"].eigenpairs.values[:3].numpy())
+    assert pair.first_by_second == pytest.approx(c * found.summaries["a"].eigenpairs.values[:3].numpy())
     if c > 0:
         assert pair.wasserstein_share == pytest.approx((abs(1 - c), 0), abs=1e-9)
 
@@ -214,8 +214,8 @@ def test_a_gap_of_opposite_signs_is_none():
     ],
 )
 def test_a_gap_is_reliable_by_values_and_residuals(values, residual, told):
-    known = Leading(np.array([5.0, 1]), np.zeros(2), np.eye(2))
-    one = Leading(np.array(values, float), np.full(2, residual), np.eye(2))
+    known = LeadingEigenpairs(np.array([5.0, 1]), np.zeros(2), np.eye(2))
+    one = LeadingEigenpairs(np.array(values, float), np.full(2, residual), np.eye(2))
     for first, second in ((one, known), (known, one)):
         (spaces,) = agreements(first, second, 1)
         assert spaces.reliable == told
@@ -264,10 +264,10 @@ def test_half_the_steps_are_known_from_all():
 
 def test_jackknife_of_a_mean_is_its_standard_error():
     samples = torch.randn(11, 2, generator=seeded(0), dtype=torch.float64).numpy()
-    found = of_means(lambda x: x[..., 1], np.array([1.0, 2.0]), samples)
+    found = jackknife_of_means(lambda x: x[..., 1], np.array([1.0, 2.0]), samples)
     expected = Estimate(2 + samples[:, 1].mean(), samples[:, 1].std(ddof=1) / math.sqrt(11))
     assert found == pytest.approx(expected)
-    assert math.isnan(of_means(lambda x: x[..., 0], np.zeros(2), samples[:1]).standard_error)
+    assert math.isnan(jackknife_of_means(lambda x: x[..., 0], np.zeros(2), samples[:1]).standard_error)
 
 
 @pytest.mark.parametrize(
@@ -292,35 +292,35 @@ def test_numbers_are_short(value, error, text):
 def test_products_are_counted():
     a, b = Counting(A), Counting(ALIKE)
     found = compare({"a": a, "b": b}, k=3, probes=4, steps=10, generator=seeded(0))
-    assert {name: portrait.products for name, portrait in found.portraits.items()} == {"a": a.products, "b": b.products}
+    assert {name: summary.products for name, summary in found.summaries.items()} == {"a": a.products, "b": b.products}
 
 
 @pytest.mark.parametrize("limit", [1, 4, 10, 20, 40, 60, 100, 300])
 def test_a_budget_is_kept_and_told(limit):
     found = two(A, ALIKE, k=4, probes=5, steps=12, max_products=limit)
-    for portrait in found.portraits.values():
-        assert portrait.products <= limit
-        assert portrait.converged == (limit == 300)
+    for summary in found.summaries.values():
+        assert summary.products <= limit
+        assert summary.converged == (limit == 300)
     for pair in found.pairs:
         assert math.isfinite(pair.distance.value)
 
 
-def test_known_portraits_are_not_made_again():
+def test_known_summaries_are_not_made_again():
     first = two(A, ALIKE, k=4, probes=5, steps=12)
     again = compare(
-        {"a": A, "c": APART}, k=4, probes=5, steps=12, known={"a": first.portraits["a"]}, generator=seeded(0)
+        {"a": A, "c": APART}, k=4, probes=5, steps=12, known={"a": first.summaries["a"]}, generator=seeded(0)
     )
     fresh = compare({"a": A, "c": APART}, k=4, probes=5, steps=12, generator=seeded(0))
     assert again.pairs[0].distance == fresh.pairs[0].distance
     assert again.pairs[0].wasserstein == fresh.pairs[0].wasserstein
-    assert again.portraits["a"].products < fresh.portraits["a"].products / 3
+    assert again.summaries["a"].products < fresh.summaries["a"].products / 3
 
 
 @pytest.mark.parametrize("good", [0, 5, 30])
 def test_products_that_are_not_finite(good):
     found = compare({"a": not_finite(N, good), "b": A}, k=3, probes=3, steps=6, generator=seeded(0))
-    assert not found.portraits["a"].converged
-    assert found.portraits["b"].eigenpairs.converged
+    assert not found.summaries["a"].converged
+    assert found.summaries["b"].eigenpairs.converged
     assert math.isnan(found.pairs[0].distance.value)
 
 

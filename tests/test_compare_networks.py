@@ -16,7 +16,7 @@ from spectra.comparison.batch_products import USUAL, batch_products, in_usual_ba
 from spectra.comparison.causes import causes
 from spectra.comparison.comparison import compare
 from spectra.comparison.residuals import residuals
-from spectra.comparison.subsample import CHAINS, BySize, chains, trend
+from spectra.comparison.subsample import CHAINS, SubsetEigenvalues, chains, trend
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
@@ -84,9 +84,9 @@ def test_softmax_at_zero_weights():
     spectrum = torch.linalg.eigvalsh(x.T @ x / len(x)) / 4
     found = compared(problem, k=9)
     for name in ("hessian", "ggn", "fisher"):
-        portrait = found.portraits[name]
-        assert portrait.norm == pytest.approx((math.sqrt(3 * spectrum.square().sum()), 0), abs=1e-6)
-        assert portrait.trace == pytest.approx((3 * spectrum.sum().item(), 0), abs=1e-6)
+        summary = found.summaries[name]
+        assert summary.norm == pytest.approx((math.sqrt(3 * spectrum.square().sum()), 0), abs=1e-6)
+        assert summary.trace == pytest.approx((3 * spectrum.sum().item(), 0), abs=1e-6)
     pair = found.pair("fisher", "fisher-empirical")
     assert [spaces.reliable for spaces in pair.agreements[:3]][:2] == [False, False]  # inside the first multiplet
     seen = residuals(problem)
@@ -179,7 +179,7 @@ def certain(wrong: bool):
 def test_causes_of_matrices_that_are_zero(wrong):
     problem = certain(wrong)
     found = compared(problem, k=1, steps=2)
-    assert found.portraits["fisher"].norm.value == 0
+    assert found.summaries["fisher"].norm.value == 0
     batch = products_of_batches(problem, found, 3)
     told = causes(found, residuals(problem), mean_gradient(problem).square().sum().item(), batch)
     assert len(told) == 4
@@ -259,7 +259,7 @@ def test_chains_are_nested_and_their_own():
 
 
 def test_all_examples_give_the_eigenvalues_themselves():
-    problem, by_size = BY_NAME["mlp"].problem(), BySize()
+    problem, by_size = BY_NAME["mlp"].problem(), SubsetEigenvalues()
     for _, size, part in chains(problem, [4, 7], 0):
         by_size.add(size, eigenpairs(Curvature(part, "ggn"), 2, which="LA", generator=seeded(0)))
     whole = eigenpairs(Curvature(problem, "ggn"), 2, which="LA", generator=seeded(0))

@@ -17,9 +17,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import spectra
 import spectra.cli
-from spectra.curvature.engine import choices as choices_module
+from spectra.curvature.engine import autotuning as choices_module
 from spectra.curvature.engine import compilation
-from spectra.curvature.engine.choices import Choices
+from spectra.curvature.engine.autotuning import Autotuner
 from spectra.curvature.engine.compilation import Uncompilable, compiled, pays, without_constants
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.graphs import split
@@ -283,7 +283,7 @@ def test_compile_is_true_false_or_none():
 class OnGPU(Products):
     """Products that believe they run on a GPU, of `expected` products that each take `duration` seconds."""
 
-    def __init__(self, choices: Choices, expected: int, duration: float, compile: bool | None = None):
+    def __init__(self, choices: Autotuner, expected: int, duration: float, compile: bool | None = None):
         self.compile, self.choices, self.expected, self.executions = compile, choices, expected, []
         self.graphs = SimpleNamespace(captured=lambda run, _: run)
         choices.seconds = lambda call, device: duration
@@ -300,7 +300,7 @@ def test_products_that_pay_are_compiled_and_so_again_when_the_run_is_resumed(com
 
     def compiles(expected: int, duration: float, kept=kept) -> bool:
         monkeypatch.setattr(choices_module, "_decided", {})
-        products = OnGPU(Choices(kept), expected, duration, compile)
+        products = OnGPU(Autotuner(kept), expected, duration, compile)
         return products._is_worth_compiling(product, vector, 1, "this product")
 
     assert compiles(enough, 1.0) is (compile is not False)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectra.curvature.engine import choices as choices_module
-from spectra.curvature.engine.choices import Choices
+from spectra.curvature.engine import autotuning as choices_module
+from spectra.curvature.engine.autotuning import Autotuner
 from spectra.curvature.engine.convolutions import CONVOLUTIONS
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.graphs import value
@@ -251,7 +251,7 @@ def test_images_lie_as_a_clock_decides(faster, monkeypatch):
     monkeypatch.setenv("SPECTRA_CACHE", "")
     monkeypatch.setattr(choices_module, "_decided", {})
     problem, _, hoisted = made(NETS[0], "hessian")
-    batch, vector, choices = problem.batches[2], floats(problem.size), Choices()
+    batch, vector, choices = problem.batches[2], floats(problem.size), Autotuner()
 
     def seconds(call, device):
         call()
@@ -264,7 +264,7 @@ def test_images_lie_as_a_clock_decides(faster, monkeypatch):
     wanted = definition("hessian").linearise(problem, batch)(vector)
     assert_alike(hoisted.apply(hoisted.residuals(batch), vector), wanted)
 
-    again = Choices()
+    again = Autotuner()
     monkeypatch.setattr(again, "seconds", None)  # not asked
     hoisted.channels_last = not LAYOUTS[faster]
     choose_layout(hoisted, batch, vector, again, "this product")
@@ -274,7 +274,7 @@ def test_images_lie_as_a_clock_decides(faster, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_products_on_cuda_in_either_layout(layout):
-    problem, choices = NETS[0].problem(device="cuda"), Choices()
+    problem, choices = NETS[0].problem(device="cuda"), Autotuner()
     choices.made["layout"] = layout
     vector, matrix = floats(problem.size), Curvature(problem, "hessian", products=10**9, choices=choices)
     assert_alike(matrix @ vector.cuda(), pytorchs_product(NETS[0], vector))

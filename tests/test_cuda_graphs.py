@@ -14,8 +14,8 @@ from helpers import seeded
 from networks import BY_NAME, DEVICES, NETWORKS, Case, Lambda, X, Y, name_of
 from torch import nn
 
+from spectra.curvature.engine.block_widths import BlockWidths
 from spectra.curvature.engine.cuda_graphs import Captured, Graphs, Retained, graphs_for
-from spectra.curvature.engine.widths import Widths
 from spectra.curvature.matrices import MATRICES
 from spectra.curvature.operator import Curvature
 
@@ -38,7 +38,7 @@ class StandIn(Graphs):
 @pytest.fixture(params=[pytest.param("stand-in"), pytest.param("cuda", marks=CUDA)])
 def device(request, monkeypatch):
     """A device with graphs, and one on which their stand-in is used."""
-    monkeypatch.setattr("spectra.curvature.engine.choices.Choices.cost", lambda *_: 0.1)  # columns go together
+    monkeypatch.setattr("spectra.curvature.engine.autotuning.Autotuner.cost", lambda *_: 0.1)  # columns go together
     if request.param == "cuda":
         return "cuda"
     monkeypatch.setattr("spectra.curvature.engine.products.graphs_for", lambda device, _: StandIn(device))
@@ -203,7 +203,7 @@ def test_memory_of_graphs_is_counted(device, monkeypatch):
     matrix.prepare()
     without = eager(problem, "hessian", monkeypatch)
     assert matrix.kept_bytes - without.kept_bytes == 2 * problem.size * 8 * len(problem.batches[:1])
-    widths = Widths(lambda width: 100 * width, 8, "", matrix.choices)
+    widths = BlockWidths(lambda width: 100 * width, 8, "", matrix.choices)
     alone = widths._needed(4)
     widths.held = 2
     assert widths._needed(4) == alone + 2 * 4 * 8

@@ -21,11 +21,11 @@ import spectra
 from spectra.cli import run
 from spectra.curvature.evaluation import mean_loss
 from spectra.errors import SpectraError
+from spectra.inputs.code_origin import comes_with_packages
 from spectra.inputs.data import load_data
-from spectra.inputs.given import own_data
-from spectra.inputs.items import Wanted, wanted_by
-from spectra.inputs.origin import comes_with_packages
+from spectra.inputs.items import ItemRequirements, item_requirements
 from spectra.inputs.problem import load_problem
+from spectra.inputs.python_objects import own_data
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss
@@ -264,7 +264,9 @@ def test_text_in_bytes(stride, chunks, capfd):
 
 def test_text_of_a_model_that_shifts_by_itself():
     Path("corpus.txt").write_text("a text")
-    data = load_data("text:corpus.txt?length=3&tokenizer=bytes", None, 0, wanted=Wanted(whole=True, forwards=True))
+    data = load_data(
+        "text:corpus.txt?length=3&tokenizer=bytes", None, 0, wanted=ItemRequirements(whole=True, forwards=True)
+    )
     assert data.inputs["input_ids"].tolist() == data.inputs["labels"].tolist() == [[97, 32, 116], [101, 120, 116]]
     assert data.targets is None
     assert data.notes[1].startswith("labels are the tokens themselves: the model has to shift them")
@@ -324,7 +326,7 @@ def test_labels_are_shifted_on_request(capfd):
 
 def test_an_ignored_label_of_ones_own_is_put_in_the_last_place():
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    wanted = wanted_by(CrossEntropy(ignore_index=0, shift=True))
+    wanted = item_requirements(CrossEntropy(ignore_index=0, shift=True))
     found = own_data((ids, ids), None, 0, None, wanted)
     assert found.targets.tolist() == [[2, 3, 0], [5, 6, 0]]
     found = own_data([{"input": ids, "labels": ids, "weights": ids}], None, 0, None, wanted)
@@ -545,7 +547,10 @@ def test_weights_of_targets_stand_beside_them(name):
     found = tokens() | {name: torch.rand(N, T)}
     np.savez("weighted.npz", **{key: array.numpy() for key, array in found.items()})
     model = built()
-    for wanted in (wanted_by(CrossEntropy(), model), wanted_by(CustomLoss(lambda output, target: output), model)):
+    for wanted in (
+        item_requirements(CrossEntropy(), model),
+        item_requirements(CustomLoss(lambda output, target: output), model),
+    ):
         for data in (
             load_data("weighted.npz", None, 0, wanted=wanted),
             own_data([found], None, 0, None, wanted).batches[0],
@@ -554,7 +559,7 @@ def test_weights_of_targets_stand_beside_them(name):
             assert torch.equal(data.targets["labels"], found["labels"])
             assert torch.equal(data.targets["weights"], found[name])
     np.savez("pair.npz", x=np.ones((3, 2)), y=np.ones(3), weights=np.arange(3.0))
-    data = load_data("pair.npz", None, 0, wanted=wanted_by(CustomLoss(lambda output, target: output)))
+    data = load_data("pair.npz", None, 0, wanted=item_requirements(CustomLoss(lambda output, target: output)))
     assert data.inputs.shape == (3, 2)
     assert data.targets["weights"].tolist() == [0, 1, 2]
 

@@ -32,7 +32,7 @@ TAKERS = {
         "spectra.krylov.quadrature:spectral_measure",
         "spectra.krylov.forecast:forecast_measure",
     ],
-    "inspect": ["spectra.run.inspection:look_ahead"],
+    "inspect": ["spectra.run.inspection:forecast_commands"],
     "compare": ["spectra:compare"],
     "layers": ["spectra:layers", "spectra.layerwise.layers:layers"],
     "landscape": [],

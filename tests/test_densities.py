@@ -22,10 +22,10 @@ from spectra.cli import run
 from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
-from spectra.inputs.given import own_loss
+from spectra.inputs.python_objects import own_loss
 from spectra.krylov.dense import dense_matrix
 from spectra.problem.batch import Batch
-from spectra.problem.draws import drawn
+from spectra.problem.inverse_transform import inverse_transform
 from spectra.problem.problem import Problem
 
 N, K = 8, 4
@@ -166,7 +166,7 @@ def test_numbers_drawn_have_their_distribution(case):
     numbers = torch.rand(6, count, dtype=D, generator=seeded(9))
     output = torch.tensor([0.3, -0.4, 0.2, 0.5], dtype=D).expand(count, -1)
     density = case.density(output)
-    found = drawn(density, lambda j: numbers[j], D).reshape(count, -1)[:, 0]
+    found = inverse_transform(density, lambda j: numbers[j], D).reshape(count, -1)[:, 0]
     one = case.density(output[:1].expand(len(case.support), -1))
     while isinstance(one, ds.Independent):
         one = one.base_dist

@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
+from spectra.directions.spread import spread
 from spectra.krylov.results import SpectralMeasure
 from spectra.spectrum.curves import (
     asinh_grid,
@@ -18,7 +19,6 @@ from spectra.spectrum.curves import (
     wasserstein,
 )
 from spectra.spectrum.recording import negative_share
-from spectra.surfaces.spread import spread
 
 
 def quadrature(eigenvalues, probe, steps):

@@ -17,7 +17,7 @@ from spectra import devices
 from spectra.cli import run
 from spectra.cluster import ranks
 from spectra.errors import SpectraError
-from spectra.inputs.devices import choose_device, choose_place, recorded_device
+from spectra.inputs.devices import choose_device, choose_device_and_dtype, recorded_device
 from spectra.krylov.placement import placement
 from spectra.memory import memory_share
 from spectra.records.problem import ProblemRecord
@@ -130,9 +130,10 @@ def test_a_run_resumes_on_another_card(device):
         options={"curvature": [], "device": device},
         problem={"model": "a.py:b"},
     )
-    session.subject = SimpleNamespace(names=(), fingerprint=dict)
-    session.about = ProblemRecord.known(parameters=1, examples=1, batch_size=1, seed=0, loss_value=1.0, device=device,
-        versions={"spectra": "0"})  # fmt: skip
+    session.matrix_source = SimpleNamespace(names=(), fingerprint=dict)
+    session.problem_record = ProblemRecord.known(
+        parameters=1, examples=1, batch_size=1, seed=0, loss_value=1.0, device=device, versions={"spectra": "0"}
+    )
     assert session.fingerprint()["device"] == "cuda"
 
 
@@ -158,10 +159,10 @@ def test_a_sweep_deals_the_cards(cards):
 
 
 def test_a_mac_has_no_float64(mac):
-    assert choose_place("a.py:b", "mps", None) == (torch.device("mps", 0), torch.float32)
+    assert choose_device_and_dtype("a.py:b", "mps", None) == (torch.device("mps", 0), torch.float32)
     assert choose_device("auto").type != "mps"  # it has to be asked for
     with pytest.raises(SpectraError, match="`dtype` float64: device mps has no float64; use `dtype` float32"):
-        choose_place("a.py:b", "mps", "float64")
+        choose_device_and_dtype("a.py:b", "mps", "float64")
     assert devices.device_of_vectors(torch.device("mps", 0)) == torch.device("cpu")
     assert devices.device_of_vectors(torch.device("cuda", 1)) == torch.device("cuda", 1)
     assert memory_share(torch.device("mps", 0)) == 2 * 2**30

@@ -13,7 +13,7 @@ from spectra.krylov.diagonal import hutchinson_diagonal, xdiag
 from spectra.krylov.jackknife import jackknife_error
 from spectra.krylov.xtrace import GROUPS as GROUPS_OF_XTRACE
 from spectra.krylov.xtrace import xtrace
-from spectra.memory import settled_share
+from spectra.memory import fixed_memory_share
 from spectra.operator import Counting, random_signs
 
 METHODS = [xdiag, hutchinson_diagonal]
@@ -296,7 +296,7 @@ def test_signs_go_on_where_the_sketch_would_be_too_large(spectrum, monkeypatch):
 
 def test_signs_alone_where_no_sketch_fits_memory():
     a = with_spectrum(uniform(200))
-    with settled_share(70 * 200 * 8):
+    with fixed_memory_share(70 * 200 * 8):
         found = estimated(xdiag, a, never, max_products=40)
     expected = estimated(hutchinson_diagonal, a, never, max_products=40)
     torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-12)

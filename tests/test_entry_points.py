@@ -14,10 +14,10 @@ from torch import nn
 from spectra.cli import run
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.errors import SpectraError
+from spectra.inputs.code_origin import comes_with_packages, is_third_party
 from spectra.inputs.data import load_data
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model import build_model
-from spectra.inputs.origin import comes_with_packages, is_strange
 from spectra.inputs.registers import DATA, LOSSES, MODELS
 from spectra.register import NameClash, installed
 
@@ -256,7 +256,7 @@ def test_a_result_may_name_a_matrix_of_a_package_and_nothing_else_of_it(call):
 )
 def test_names_of_packages_are_code(option, spec):
     assert not comes_with_packages(option, spec)
-    assert is_strange(spec)
+    assert is_third_party(spec)
 
 
 @pytest.mark.parametrize(("option", "spec"), [("loss", "mse"), ("data", "digits"), ("loss", "toy-net")])

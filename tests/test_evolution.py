@@ -24,13 +24,13 @@ from spectra.plots.evolution_files import evolution_files
 from spectra.records.record import load
 from spectra.spectrum.subspaces import (
     cosine,
+    davis_kahan_bound,
     gap_behind,
     overlap,
     overlap_error,
     principal_angles,
     relative_gap,
     share_inside,
-    turning_bound,
     widest_gap,
 )
 from spectra.sweeps.checkpoints import training_steps
@@ -38,7 +38,7 @@ from spectra.sweeps.digests import computed, digest
 from spectra.sweeps.eigenspaces import leading, ranks
 from spectra.sweeps.evolution import collect, evolution_of
 from spectra.sweeps.plan import read_plan
-from spectra.sweeps.rows import Found
+from spectra.sweeps.rows import ResultEntry
 from spectra.tables.evolution import evolution_text
 
 
@@ -100,7 +100,7 @@ def test_a_computed_eigenspace_is_as_near_to_the_true_one_as_its_residuals_say(s
         ritz, turned = np.linalg.eigh(basis.T @ matrix @ basis)
         found, vectors = ritz[::-1], (basis @ turned[:, ::-1]).T
         residuals = np.linalg.norm(matrix @ vectors.T - vectors.T * found, axis=0)
-        bound = turning_bound(found, residuals, k)
+        bound = davis_kahan_bound(found, residuals, k)
         truth = around[:, :k].T
         if values[k] <= found[k] + residuals[k]:  # nothing was missed, as the bound presumes
             assert np.linalg.norm(np.sin(principal_angles(vectors[:k], truth))) <= bound + 1e-12
@@ -110,8 +110,8 @@ def test_a_computed_eigenspace_is_as_near_to_the_true_one_as_its_residuals_say(s
 
 
 def test_no_gap_beyond_the_residuals_is_no_knowledge():
-    assert turning_bound(np.array([2.0, 1.0, 0.9]), np.array([0.01, 0.01, 0.1]), 2) == np.sqrt(2)
-    assert turning_bound(np.array([2.0, 1.0]), np.zeros(2), 1) == 0.0
+    assert davis_kahan_bound(np.array([2.0, 1.0, 0.9]), np.array([0.01, 0.01, 0.1]), 2) == np.sqrt(2)
+    assert davis_kahan_bound(np.array([2.0, 1.0]), np.zeros(2), 1) == 0.0
 
 
 @pytest.mark.parametrize("which", ["LM", "LA", "SA", "BE"])
@@ -140,7 +140,7 @@ def test_leading_eigenvectors_are_read_in_the_order_of_their_eigenvalues(tmp_pat
     basis = orthogonal(6)[: len(values)]
     save(tmp_path, make_record("eig", problem, [entry]), {"eigenvectors_hessian": basis})
     _, record = load(tmp_path / "eig.json")
-    found = leading(Found("a", 0, None, tmp_path / "eig.json", "eig", record.problem, *record.results))
+    found = leading(ResultEntry("a", 0, None, tmp_path / "eig.json", "eig", record.problem, *record.results))
     np.testing.assert_array_equal(found.values, np.array(values)[rows])
     np.testing.assert_array_equal(found.vectors(2), basis[rows[:2]])
 
@@ -260,7 +260,7 @@ def test_every_number_of_the_table(plan):
 
 def test_errors_of_overlaps_come_from_residuals(plan):
     evolution = collect(read_plan(plan))
-    bounds = [turning_bound(np.array(VALUES) * (1 + t), np.array(RESIDUALS), 2) for t in range(4)]
+    bounds = [davis_kahan_bound(np.array(VALUES) * (1 + t), np.array(RESIDUALS), 2) for t in range(4)]
     rows = evolution.select("overlap_next", curvature="ggn")
     assert [row.error for row in rows] == pytest.approx([overlap_error(*bounds[t : t + 2], 2) for t in range(3)])
     assert all(row.converged and row.products is None for row in rows)

@@ -14,7 +14,7 @@ from torch import nn
 from spectra.cli import run
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
-from spectra.inputs.items import Arguments, Wanted, arguments_of
+from spectra.inputs.items import Arguments, ItemRequirements, arguments_of
 from spectra.inputs.model import build_model
 
 datasets = pytest.importorskip("datasets")
@@ -129,7 +129,7 @@ def test_one_input_of_another_name_comes_first(capfd):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     quietly(datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2, 3, 0, 1]}, features=features), "images")
     takes = Arguments(("x",), ("x",), False)
-    data = load_data("images", None, 0, wanted=Wanted(takes=takes))
+    data = load_data("images", None, 0, wanted=ItemRequirements(takes=takes))
     assert data.inputs.shape == (6, 3, 2, 3)
     assert data.transform == "to tensor"
     assert (data.inputs[:, :, 0, 0] * 255).round().int().tolist() == [list(colour) for colour in colours]
@@ -138,7 +138,7 @@ def test_one_input_of_another_name_comes_first(capfd):
 
 def test_what_a_loss_of_model_and_batch_takes_nobody_knows():
     quietly(table(extra=list(range(5))), "saved")
-    wanted = Wanted(whole=True, takes=arguments_of(build_model("nets.py:Tagger", 0)))
+    wanted = ItemRequirements(whole=True, takes=arguments_of(build_model("nets.py:Tagger", 0)))
     data = load_data("saved", None, 0, wanted=wanted)
     assert set(data.inputs) == {"input_ids", "labels", "text", "attention_mask", "extra"}
     assert data.inputs["text"] == ["a text"] * 5
@@ -189,7 +189,7 @@ def test_columns_that_cannot_be():
         load_data("uneven", None, 0)
     quietly(datasets.Dataset.from_dict({"a": [1, 2], "b": [1, 2], "label": [0, 1]}), "names")
     with pytest.raises(SpectraError, match=r"it has columns a, b, label, but the model takes x; rename them"):
-        load_data("names", None, 0, wanted=Wanted(takes=Arguments(("x",), ("x",), False)))
+        load_data("names", None, 0, wanted=ItemRequirements(takes=Arguments(("x",), ("x",), False)))
 
 
 def test_the_package_is_asked_for(monkeypatch):
@@ -220,7 +220,7 @@ def test_text_with_a_tokenizer(of_model):
     ids = torch.tensor(tokenizer("folder").encode(TEXT).ids)
     Path("corpus.txt").write_text(TEXT)
     takes = arguments_of(build_model("nets.py:Tagger", 0))
-    wanted = Wanted(
+    wanted = ItemRequirements(
         takes=takes, model="transformers:AutoModelForCausalLM?path=folder" if of_model else "nets.py:Tagger"
     )
     data = load_data("text:corpus.txt?length=8" + ("" if of_model else "&tokenizer=folder"), None, 0, wanted=wanted)

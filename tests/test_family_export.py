@@ -15,7 +15,7 @@ from torch import nn
 
 import spectra
 from spectra.cli import run
-from spectra.inputs.origin import comes_with_packages, is_strange, lies_beside
+from spectra.inputs.code_origin import comes_with_packages, is_inside_folder, is_third_party
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
@@ -172,8 +172,8 @@ def test_a_program_is_code(path, capfd):
     """A result that names one runs it where somebody says so."""
     save(path)
     assert not comes_with_packages("model", path)
-    assert is_strange(path, "model")
-    assert not is_strange("points.npz", "data")
+    assert is_third_party(path, "model")
+    assert not is_third_party("points.npz", "data")
     options = {"model": path, "data": "points.npz", "loss": "cross_entropy"}
     entry = {"curvature": "hessian", "eigenvalues": [1.0], "residuals": [0.1]}
     Path("eig.json").write_text(json.dumps(make_record("eig", {"options": options, **options}, [entry])))
@@ -199,14 +199,14 @@ def test_a_program_is_code(path, capfd):
 def test_names_of_models_in_a_result(spec, may):
     assert comes_with_packages("model", spec) is may
     if spec.startswith(("transformers:", "timm:")) and may:
-        assert not is_strange(spec, "model")
+        assert not is_third_party(spec, "model")
 
 
 def test_a_plan_names_programs_beside_it(tmp_path, capfd):
     Path("elsewhere").mkdir()
-    assert lies_beside("net.pt2", tmp_path, tmp_path, "model")
-    assert not lies_beside("../net.pt2", tmp_path / "elsewhere", tmp_path / "elsewhere", "model")
-    assert not lies_beside("net.pt2", tmp_path / "elsewhere", tmp_path, "model")
+    assert is_inside_folder("net.pt2", tmp_path, tmp_path, "model")
+    assert not is_inside_folder("../net.pt2", tmp_path / "elsewhere", tmp_path / "elsewhere", "model")
+    assert not is_inside_folder("net.pt2", tmp_path / "elsewhere", tmp_path, "model")
     save("net.pt2")
     Path("elsewhere/run.toml").write_text("model = 'net.pt2'\ndata = 'points.npz'\n")
     refused(capfd, "eig --config elsewhere/run.toml", "--model net.pt2", "beside that file", "--trust")

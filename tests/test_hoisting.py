@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.graphs import Mutation, simplify, split, storage
-from spectra.curvature.engine.hoisting import Hoisted, Untraceable, shape_of
+from spectra.curvature.engine.hoisting import HoistedProduct, Untraceable, shape_of
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.engine.recorder import record
 from spectra.curvature.engine.rewrites import SLOPES, improve
@@ -42,7 +42,7 @@ def made(case: Case, name: str, **settings):
     """A problem of batches alike, its matrix's function, and what is hoisted of it."""
     problem, linearise = case.problem(**{"sizes": ALIKE, **settings}), definition(name).linearise
     with twice_differentiable(problem.model):
-        return problem, linearise, Hoisted(linearise, problem, problem.batches[:2])
+        return problem, linearise, HoistedProduct(linearise, problem, problem.batches[:2])
 
 
 def assert_products_are_autograds(problem, linearise, hoisted, tolerance):

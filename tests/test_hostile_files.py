@@ -21,8 +21,8 @@ from spectra.cli import run
 from spectra.files import read_bounded, read_toml
 from spectra.inputs.checkpoint import load_checkpoint
 from spectra.inputs.checkpoint_file import read_checkpoint
-from spectra.inputs.pickles import fault
-from spectra.inputs.state_dict import Wanted, matches
+from spectra.inputs.pickles import find_defect
+from spectra.inputs.state_dict import ModelKeys, matches
 
 MODEL = "--model spectra.demo:mlp"
 SLOTS = {
@@ -237,7 +237,7 @@ def test_good_files_are_not_suspected(dtype, old):
     content = {"a": torch.zeros(7, dtype=dtype), "view": torch.zeros(9, dtype=dtype)[2:4]}
     content |= {"beside": (1, (2, (3, {}))), 4: "x"}
     held = torch_file(content | {"module": nn.LSTM(2, 2).state_dict()}, _use_new_zipfile_serialization=not old)
-    assert fault(io.BytesIO(held), len(held)) is None
+    assert find_defect(io.BytesIO(held), len(held)) is None
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -313,7 +313,7 @@ def test_a_large_file_that_is_written_to_meanwhile(monkeypatch):
 @pytest.mark.parametrize("spelled", ["p{}.weight", "module.p{}.weight", "p{}.x.y.weight"])
 def test_a_file_of_25_000_prefixes_is_soon_understood(spelled):
     names = [spelled.format(i) for i in range(25_000)]
-    found = matches(None, names, Wanted(["weight", "bias"], {"weight": 0}, [""]))
+    found = matches(None, names, ModelKeys(["weight", "bias"], {"weight": 0}, [""]))
     assert len(found) == 25_000
     assert all(len(match.names) == 1 for match in found)
     many = {f"m{i}": {"weight": torch.ones(1), "x": torch.ones(1)} for i in range(3000)}

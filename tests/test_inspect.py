@@ -17,13 +17,13 @@ from spectra.demo import mlp
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
 from spectra.operator import Counting
-from spectra.problem.choice import choose_parameters
 from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.parameter_selection import select_parameters
 from spectra.problem.problem import Problem
 from spectra.records.inspect import CommandCost
 from spectra.records.problem import LayerRecord
-from spectra.run.inspection import layers, look_ahead
-from spectra.tables.inspection import grouped, in_bytes, in_time, worth_telling
+from spectra.run.inspection import forecast_commands, layers
+from spectra.tables.inspection import competitive, grouped, in_bytes, in_time
 
 PROBLEM = "--model spectra.demo:mlp --data digits --samples 120"
 
@@ -77,7 +77,7 @@ def record(call, told):
 
 def test_layers_add_up_to_the_parameters():
     model = Tied()
-    found = {layer.name: layer for layer in layers(model, choose_parameters(model))}
+    found = {layer.name: layer for layer in layers(model, select_parameters(model))}
     assert sum(layer.parameters for layer in found.values()) == sum(p.numel() for p in model.parameters())
     assert [found[name].parameters for name in ("", "embedding", "norm", "head")] == [3, 15, 6, 0]
     assert (found["norm"].trainable, found["norm"].chosen) == (3, 3)
@@ -86,7 +86,7 @@ def test_layers_add_up_to_the_parameters():
 
 def test_layers_know_what_params_chose():
     model = mlp()
-    chosen = choose_parameters(model, ["5.*"])
+    chosen = select_parameters(model, ["5.*"])
     assert [(layer.name, layer.chosen) for layer in layers(model, chosen)] == [("1", 0), ("3", 0), ("5", 330)]
 
 
@@ -147,8 +147,8 @@ def test_exact_ways_are_shown_where_they_are_quicker():
 
     lanczos, density = estimate("eig", "lanczos", 2), estimate("density", "lanczos", 9)
     quick, slow, trace = estimate("eig", "gram", 1), estimate("eig", "gram", 3), estimate("trace", "gram", 5)
-    assert worth_telling([lanczos, quick, trace, density]) == [lanczos, quick, trace, density]
-    assert worth_telling([lanczos, slow, trace, density]) == [lanczos, trace, density]
+    assert competitive([lanczos, quick, trace, density]) == [lanczos, quick, trace, density]
+    assert competitive([lanczos, slow, trace, density]) == [lanczos, trace, density]
 
 
 def test_the_sample_that_foretells_a_gram_matrix_is_small():
@@ -171,7 +171,7 @@ def test_memory_of_products_counts_in_full():
     costs = {}
     for memory in (0, None):
         matrix = Curvature(problem, "ggn", memory=memory)
-        outlook = look_ahead(Counting(matrix), generator=torch.Generator().manual_seed(0))
+        outlook = forecast_commands(Counting(matrix), generator=torch.Generator().manual_seed(0))
         costs[memory] = [e.bytes - matrix.peak_bytes for e in outlook.estimates if e.method == "lanczos"]
     assert matrix.kept_bytes > 0
     assert costs[0] == costs[None]

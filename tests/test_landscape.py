@@ -15,6 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from spectra.curvature.displacement import displaced, losses
 from spectra.curvature.evaluation import cut_batches
 from spectra.curvature.operator import Curvature
+from spectra.directions.point import Point
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.layerwise.parameter_blocks import channel_of
@@ -24,7 +25,7 @@ from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem
 from spectra.surfaces.directions import filter_normalised, find_directions, numbered, random_direction
-from spectra.surfaces.landscape import FLOOR, RISE, Grid, Point, default_radius, landscape
+from spectra.surfaces.landscape import FLOOR, RISE, Grid, default_radius, landscape
 from spectra.surfaces.quadratic import SHARE, quadratic, range_of_validity
 
 X, Y = floats(20, 4), floats(20, 3)

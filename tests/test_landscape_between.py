@@ -15,16 +15,17 @@ from torch import nn
 
 from spectra.curvature.evaluation import mean_loss
 from spectra.curvature.operator import Curvature
+from spectra.directions.other_checkpoint import read_other_checkpoint
+from spectra.directions.point import Point
+from spectra.directions.training import CHECKPOINT
 from spectra.errors import SpectraError
 from spectra.problem.losses import CustomLoss, MeanSquaredError
-from spectra.steps.directions import CHECKPOINT
 from spectra.surfaces.barrier import barrier
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, RANDOM, Direction, numbered
 from spectra.surfaces.example_losses import example_losses
-from spectra.surfaces.given import DirectionMaker
-from spectra.surfaces.landscape import ROOM, Grid, Point, between, landscape
-from spectra.surfaces.other_checkpoint import read_other_checkpoint
+from spectra.surfaces.landscape import ROOM, Grid, between, landscape
 from spectra.surfaces.plane import frame, side
+from spectra.surfaces.training_directions import TrainingDirectionMaker
 from spectra.surfaces.trajectory import nearest_plane
 
 
@@ -34,7 +35,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def given(problem, *names, checkpoint=None, optimizer=None):
-    return DirectionMaker(problem, Point.of(problem).gradient, checkpoint, None, optimizer)(names)
+    return TrainingDirectionMaker(problem, Point.of(problem).gradient, checkpoint, None, optimizer)(names)
 
 
 def looked_at(problem, *along, points=None, radius=None, more=None, **options):

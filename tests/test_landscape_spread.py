@@ -16,10 +16,10 @@ from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.evaluation import cut_batches
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
+from spectra.directions.spread import gathered, per_example, spread
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import MeanSquaredError
 from spectra.problem.problem import Problem, Processes
-from spectra.surfaces.spread import gathered, per_example, spread
 
 NAMES = [name for name in MATRICES if not definition(name).depends_on_batches]
 

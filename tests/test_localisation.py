@@ -10,7 +10,7 @@ from helpers import seeded, uniform, with_spectrum
 import spectra
 from spectra.cli import run
 from spectra.krylov.eigenpairs import eigenpairs
-from spectra.spectrum.localisation import angle_bounds, localisation_of, of_vectors
+from spectra.spectrum.localisation import angle_bounds, localisation_of, vector_localisation
 
 
 @pytest.mark.parametrize("angle", [1e-6, 0.01, 0.3, 1.2])
@@ -24,7 +24,7 @@ def test_bounds_hold_for_turned_vectors(angle, local):
         v /= np.linalg.norm(v)
         other -= v * (v @ other)
         u = np.cos(angle) * v + np.sin(angle) * other / np.linalg.norm(other)
-        there, here = (of_vectors(w[None], {"a": 25, "b": 15}, np.array([np.sin(angle)])) for w in (u, v))
+        there, here = (vector_localisation(w[None], {"a": 25, "b": 15}, np.array([np.sin(angle)])) for w in (u, v))
         assert np.abs(there.shares - here.shares).max() <= here.share_error[0]
         moved = abs(there.inverse_participation - here.inverse_participation)[0]
         assert moved <= here.inverse_participation_error[0]
@@ -33,7 +33,7 @@ def test_bounds_hold_for_turned_vectors(angle, local):
 def test_the_bound_of_a_share_is_met():
     first = np.array([[np.cos(0.2 + np.pi / 4), np.sin(0.2 + np.pi / 4)]])
     second = np.array([[np.cos(np.pi / 4 - 0.2), np.sin(np.pi / 4 - 0.2)]])
-    there, here = (of_vectors(w, {"a": 1, "b": 1}, np.sin([0.4])) for w in (first, second))
+    there, here = (vector_localisation(w, {"a": 1, "b": 1}, np.sin([0.4])) for w in (first, second))
     assert np.abs(there.shares - here.shares).max() == pytest.approx(here.share_error[0])
 
 
@@ -43,7 +43,7 @@ def test_the_bound_of_a_ratio_is_met_to_first_order():
     v /= np.linalg.norm(v)
     w = v**3 - v * (v**4).sum()
     u = np.cos(1e-4) * v + np.sin(1e-4) * w / np.linalg.norm(w)
-    there, here = (of_vectors(x[None], {"": 30}, np.sin([1e-4])) for x in (u, v))
+    there, here = (vector_localisation(x[None], {"": 30}, np.sin([1e-4])) for x in (u, v))
     moved = there.inverse_participation[0] - here.inverse_participation[0]
     assert 0.99 * here.inverse_participation_error[0] <= moved <= here.inverse_participation_error[0]
 

@@ -13,7 +13,7 @@ from torch import nn
 from spectra.curvature.checks.loss_checks import DRAWS
 from spectra.curvature.engine.differentiation import twice_differentiable
 from spectra.curvature.engine.footprint import footprint
-from spectra.curvature.engine.growth import beyond_line
+from spectra.curvature.engine.loss_memory import beyond_line
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.evaluation import cut_batches, fitting_batch_size
 from spectra.curvature.matrices import definition

@@ -12,6 +12,7 @@ from spectra.curvature.definition import Definition
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.curvature.operator import Curvature
+from spectra.directions.spread import per_example
 from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_matrix
 from spectra.krylov.eigenpairs import eigenpairs
@@ -19,7 +20,6 @@ from spectra.krylov.gram import gram_eigenpairs
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem
 from spectra.register import Entry
-from spectra.surfaces.spread import per_example
 
 MLP = BY_NAME["mlp"]
 INDEFINITE = BY_NAME["custom, mean"]  # a loss that is not convex in the output

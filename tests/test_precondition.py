@@ -354,8 +354,8 @@ def test_comparisons_have_one_preconditioner(found):
     }
     own = spectra.preconditioner(spectra.read_optimizer("last.pt"), model)
     compared = spectra.compare(curvatures, k=2, probes=2, steps=0, precondition=own)
-    for portrait, expected in zip(compared.portraits.values(), (dense_matrices[0], dense_matrices[2]), strict=True):
-        assert portrait.eigenpairs.values[0].item() == pytest.approx(by_falling(expected)[0], rel=1e-6)
+    for summary, expected in zip(compared.summaries.values(), (dense_matrices[0], dense_matrices[2]), strict=True):
+        assert summary.eigenpairs.values[0].item() == pytest.approx(by_falling(expected)[0], rel=1e-6)
 
 
 def test_least_squares(found):
@@ -583,16 +583,16 @@ def test_another_state_is_another_run(found, call, monkeypatch):
     """What an unfinished run has left is taken up for the same P alone."""
     model, _, _ = saved("RMSprop")
     torch.save(model.state_dict(), "w.pt")
-    kept = Session.keep
+    kept = Session.save_record
     line = f"eig {LINE} --checkpoint w.pt --precondition P.npz -k 2 --which LA --out o"
 
     def killed(session, record):
         raise KeyboardInterrupt
 
     as_npz(diagonal_of())
-    monkeypatch.setattr(Session, "keep", killed)
+    monkeypatch.setattr(Session, "save_record", killed)
     assert call(line)[0] == 130
-    monkeypatch.setattr(Session, "keep", kept)
+    monkeypatch.setattr(Session, "save_record", kept)
     as_npz(diagonal_of(2.0))
     status, _, err = call(line)
     assert status == 2

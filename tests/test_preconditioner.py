@@ -11,9 +11,9 @@ from torch import nn
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs
 from spectra.operator import Counting
-from spectra.optimizer.adam import look_ahead, nadam
-from spectra.optimizer.entry import Entry
+from spectra.optimizer.adam import nadam, nadam_momentum
 from spectra.optimizer.momentum import Recurrence, threshold
+from spectra.optimizer.parameter_state import ParameterState
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.optimizer.preconditioner import preconditioner
 from spectra.product_checks import check_operator
@@ -224,11 +224,11 @@ def test_nadam_has_the_coefficients_of_its_last_step(decay):
     give_gradients(model, generator)
     optimizer.step()
     state, options = optimizer.state[model.weight], optimizer.param_groups[0]
-    entry = Entry("weight", model.weight.shape, options, state)
+    entry = ParameterState("weight", model.weight.shape, options, state)
     momentum = (start - model.weight.detach()) / RATE * nadam(entry)
     parts = torch.stack([model.weight.grad.flatten(), state["exp_avg"].flatten()], dim=1)
     direct, through = torch.linalg.lstsq(parts, momentum.flatten()[:, None]).solution.flatten().tolist()
-    found = look_ahead(entry)
+    found = nadam_momentum(entry)
     assert (found.direct, found.through) == pytest.approx((direct, through), rel=1e-9)
     assert (found.decay, found.gain) == pytest.approx((0.9, 0.1))
 

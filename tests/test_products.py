@@ -10,8 +10,8 @@ from torch import nn
 from spectra.curvature.engine import batches as batching
 from spectra.curvature.engine.batches import merged, resized
 from spectra.curvature.engine.differentiation import twice_differentiable
-from spectra.curvature.engine.footprint import Footprint, Highest, Line, elements, footprint, measured, tensors
-from spectra.curvature.engine.growth import Growth
+from spectra.curvature.engine.footprint import Footprint, Line, MaximumOfLines, elements, footprint, measured, tensors
+from spectra.curvature.engine.loss_memory import LossMemoryGrowth
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.engine.products import LOADING, SPARED, TRACING
 from spectra.curvature.matrices import MATRICES, definition
@@ -244,7 +244,7 @@ def test_a_meter_weighs_storages_once_while_they_live():
 
 # Batches.
 
-FREE = Footprint(Line(0, 1), Highest((Line(0, 1),), Growth(), 1), 1, True)  # a byte an element
+FREE = Footprint(Line(0, 1), MaximumOfLines((Line(0, 1),), LossMemoryGrowth(), 1), 1, True)  # a byte an element
 
 
 def examples(*sizes: int, width: int = 1) -> list[Batch]:

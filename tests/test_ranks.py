@@ -19,7 +19,7 @@ from rank_cases import CASES, PROBLEMS, answers, problem
 
 from spectra.cli import run
 from spectra.cluster import ranks
-from spectra.cluster.siblings import Siblings
+from spectra.cluster.local_ranks import LocalRanks
 from spectra.curvature.engine.batches import own_batches
 from spectra.problem.problem import Processes
 
@@ -361,7 +361,7 @@ def test_ranks_of_other_jobs_are_not_missed(monkeypatch):
         for other in ({"RANK": "1"}, {"RANK": "2", "MASTER_PORT": "2"})
     ]
     try:
-        siblings = Siblings()
+        siblings = LocalRanks()
         siblings.look()
         assert (siblings.living(), siblings.gone(), siblings.never_seen()) == ({1}, set(), set())
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 import spectra
 from spectra.curvature.checks.derivative_check import KINKED
 from spectra.curvature.engine.differentiation import twice_differentiable
-from spectra.curvature.engine.economy import with_blocks
 from spectra.curvature.engine.footprint import measured
-from spectra.curvature.engine.hoisting import Hoisted
+from spectra.curvature.engine.hoisting import HoistedProduct
+from spectra.curvature.engine.memory_plan import with_blocks
 from spectra.curvature.matrices import MATRICES, definition
 from spectra.problem.autograd_graph import names_behind
 from spectra.problem.blocks import blocks_of, recomputing, repeatable
@@ -91,7 +91,7 @@ def products(problem: spectra.Problem, name: str, hoisted: bool = False) -> torc
     linearise, batch = definition(name).linearise, problem.batches[0]
     with twice_differentiable(problem.model):
         if hoisted:
-            graph = Hoisted(linearise, problem, [batch])
+            graph = HoistedProduct(linearise, problem, [batch])
             residuals = graph.residuals(batch)
             return torch.stack([graph.apply(residuals, vector) for vector in vectors])
         apply = linearise(problem, batch)
@@ -305,7 +305,7 @@ def test_columns_of_a_graph_of_recomputed_blocks(name):
     columns = torch.randn(3, plain.size, generator=torch.Generator().manual_seed(5), dtype=DOUBLE)
     linearise, batch = definition(name).linearise, plain.batches[0]
     with twice_differentiable(plain.model):
-        graph = Hoisted(linearise, lean, [batch])
+        graph = HoistedProduct(linearise, lean, [batch])
         found = graph.execution.graph(3)(*graph.residuals(batch), columns)
         apply = linearise(plain, batch)
         expected = torch.stack([apply(column) for column in columns])
@@ -326,7 +326,7 @@ def test_recomputing_on_cuda(name, hoisted):
     linearise = definition(name).linearise
     with twice_differentiable(lean.model):
         if hoisted:
-            graph = Hoisted(linearise, lean, [there])
+            graph = HoistedProduct(linearise, lean, [there])
             residuals = graph.residuals(there)
             found = torch.stack([graph.apply(residuals, vector) for vector in vectors])
         else:

@@ -14,7 +14,7 @@ from conftest import ends, misfits
 import spectra
 from spectra.records import schema
 from spectra.records.eig import EigResult
-from spectra.records.fields import Lacks
+from spectra.records.fields import MissingKey
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record, load
 from spectra.records.sweep import Evolution, Row
@@ -97,7 +97,7 @@ def test_a_key_that_is_missing_is_named(tmp_path):
         spectra.load_result(tmp_path)
     _, record = load(tmp_path)  # of which what is there can be used
     assert record.results[0].values[0] == 4.0
-    with pytest.raises(Lacks, match="residuals"):
+    with pytest.raises(MissingKey, match="residuals"):
         _ = record.results[0].residuals
 
 

@@ -9,17 +9,17 @@ from helpers import seeded, with_spectrum
 from torch import Tensor, nn
 
 import spectra
+from spectra.directions.point import Point
+from spectra.directions.training import Direction, gradient_direction
 from spectra.errors import SpectraError
 from spectra.krylov.results import Eigenpairs
 from spectra.layerwise.parameter_blocks import diagonal_blocks, parameter_blocks
 from spectra.operator import Deflated
 from spectra.steps.alignment import alignment
 from spectra.steps.curvatures import curvature_along
-from spectra.steps.directions import Direction, gradient_direction
 from spectra.steps.line_search import FALLS, LOST, NEVER, RISES, search_line
 from spectra.steps.run import followed_by
 from spectra.steps.slopes import slopes
-from spectra.surfaces.landscape import Point
 
 
 def linear(n: int = 6, count: int = 20, seed: int = 0, size: int | None = None, dtype=torch.float64) -> spectra.Problem:

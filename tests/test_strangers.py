@@ -12,7 +12,7 @@ import torch
 from helpers import make_record
 
 from spectra.cli import run
-from spectra.inputs.origin import comes_with_packages, lies_beside
+from spectra.inputs.code_origin import comes_with_packages, is_inside_folder
 
 NETS = """
 from pathlib import Path
@@ -174,11 +174,11 @@ def test_a_toml_file_names_its_neighbours(refused, capfd):
 
 def test_modules_that_are_installed_lie_beside(tmp_path):
     for spec in ("spectra.demo:mlp", "torchvision:resnet18", "scipy.optimize:x", "nowhere:x", "digits"):
-        assert lies_beside(spec, tmp_path / "elsewhere", tmp_path)
+        assert is_inside_folder(spec, tmp_path / "elsewhere", tmp_path)
     (tmp_path / "own").mkdir()
     (tmp_path / "own/__init__.py").touch()
-    assert lies_beside("own:x", tmp_path, tmp_path)
-    assert not lies_beside("own:x", tmp_path / "elsewhere", tmp_path)
+    assert is_inside_folder("own:x", tmp_path, tmp_path)
+    assert not is_inside_folder("own:x", tmp_path / "elsewhere", tmp_path)
 
 
 @pytest.mark.parametrize(

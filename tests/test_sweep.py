@@ -21,11 +21,11 @@ from spectra.cli.plan_options import COMMANDS, checked_plan
 from spectra.demo import mlp
 from spectra.records.inspect import CommandCost, InspectResult
 from spectra.sweeps.cost import cost
-from spectra.sweeps.local import environments, run_here
+from spectra.sweeps.local import environments, run_local
 from spectra.sweeps.plan import natural, read_plan
 from spectra.sweeps.plan_run import minutes
 from spectra.sweeps.runner import Runner
-from spectra.sweeps.tasks import held, record_path, try_lock
+from spectra.sweeps.tasks import file_lock, record_path, try_lock
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_killed_tasks_go_on(home, sweep):
 
 def test_two_sweeps_at_once_run_each_task_once(home):
     plan = checked_plan(home / "plan.toml")
-    threads = [threading.Thread(target=run_here, args=(plan, plan.tasks, lambda task: None)) for _ in range(3)]
+    threads = [threading.Thread(target=run_local, args=(plan, plan.tasks, lambda task: None)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -310,7 +310,7 @@ def test_a_look_does_not_keep_a_task_from_running(home):
     lock.parent.mkdir(parents=True)
     with lock.open("w") as file:
         assert try_lock(file, shared=True)
-        thread = threading.Thread(target=run_here, args=(plan, plan.tasks[:1], lambda task: None))
+        thread = threading.Thread(target=run_local, args=(plan, plan.tasks[:1], lambda task: None))
         thread.start()
         time.sleep(0.2)
     thread.join()
@@ -369,10 +369,10 @@ def test_environments_share_the_machine_out(home, monkeypatch):
 
 
 def test_locks_are_held_once(tmp_path):
-    with held(tmp_path / "a/lock") as first, held(tmp_path / "a/lock", patience=0) as second:
+    with file_lock(tmp_path / "a/lock") as first, file_lock(tmp_path / "a/lock", patience=0) as second:
         assert first
         assert second is None
-    with held(tmp_path / "a/lock", patience=0) as again:
+    with file_lock(tmp_path / "a/lock", patience=0) as again:
         assert again
 
 

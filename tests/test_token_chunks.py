@@ -14,11 +14,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from spectra.cli import run
-from spectra.cli.repeat import ways
+from spectra.cli.repeat import repeat_commands
 from spectra.curvature.engine.differentiation import twice_differentiable
-from spectra.curvature.engine.economy import PART, economical, with_small_logits
 from spectra.curvature.engine.footprint import measured
-from spectra.curvature.engine.hoisting import Hoisted
+from spectra.curvature.engine.hoisting import HoistedProduct
+from spectra.curvature.engine.memory_plan import PART, plan_memory, with_small_logits
 from spectra.curvature.engine.meter import Meter
 from spectra.curvature.evaluation import evaluate
 from spectra.curvature.matrices import MATRICES, definition
@@ -90,7 +90,7 @@ def products(problem: Problem, name: str, hoisted: bool = False) -> torch.Tensor
     with twice_differentiable(problem.model):
         apply = linearise(problem, batch)
         if hoisted:
-            made = Hoisted(linearise, problem, [batch])
+            made = HoistedProduct(linearise, problem, [batch])
             residuals = made.residuals(batch)
             return torch.stack([made.apply(residuals, vector) for vector in vectors])
         return torch.stack([apply(vector) for vector in vectors])
@@ -212,7 +212,7 @@ def test_logits_that_do_not_fit_memory_are_never_held(name):
     limit = 2 * logits
     costs = {}
     with twice_differentiable(whole.model):
-        found = economical(definition(name).linearise, whole, limit)
+        found = plan_memory(definition(name).linearise, whole, limit)
         for kind, problem in {"whole": whole, "chunks": found.problem}.items():
             _ = problem.weight, problem.examples, problem.writes_inputs
             costs[kind] = measured(definition(name).linearise, problem, problem.batches[0])
@@ -246,7 +246,7 @@ def test_the_halves_of_a_graph_hold_no_more_than_a_chunk():
     chunked = replace(problem, head=Head("head", 40))
     with twice_differentiable(problem.model):
         _ = chunked.weight, chunked.examples, chunked.writes_inputs
-        hoisted = Hoisted(linearise, chunked, chunked.batches)
+        hoisted = HoistedProduct(linearise, chunked, chunked.batches)
         vector = torch.randn(problem.size, dtype=torch.float64)
         with Meter([*problem.model.parameters(), vector]) as meter:
             hoisted.apply(hoisted.residuals(chunked.batches[0]), vector)
@@ -254,7 +254,7 @@ def test_the_halves_of_a_graph_hold_no_more_than_a_chunk():
 
 
 def test_evaluation_holds_no_more_than_a_chunk(monkeypatch):
-    monkeypatch.setattr("spectra.curvature.engine.economy.LARGE", 2**18)
+    monkeypatch.setattr("spectra.curvature.engine.memory_plan.LARGE", 2**18)
     problem = wide()
     logits = 6 * 40 * 2000 * 8
     expected = evaluate(replace(problem, head=Head("head", 240)))
@@ -408,7 +408,7 @@ def test_what_was_asked_repeats_itself(line, capfd):
         again = record(capfd, "eig", "--trust", "--config", "first/eig.json", "--json")
         assert again["results"][0]["eigenvalues"] == first["results"][0]["eigenvalues"]
         assert again["problem"]["recompute_activations"] is asked
-        assert any(flag in words for words in ways(Path("first/eig.json"), load_result("first/eig.json")))
+        assert any(flag in words for words in repeat_commands(Path("first/eig.json"), load_result("first/eig.json")))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="on CUDA, whose derivatives are computed in other threads")

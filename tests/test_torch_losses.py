@@ -26,9 +26,9 @@ from spectra.cli import run
 from spectra.curvature.evaluation import cut_batches, evaluate
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
-from spectra.inputs.given import own_loss
 from spectra.inputs.loss import build_loss
 from spectra.inputs.loss_options import loss_name
+from spectra.inputs.python_objects import own_loss
 from spectra.krylov.dense import dense_matrix
 from spectra.problem.batch import Batch
 from spectra.problem.problem import Problem

@@ -8,10 +8,10 @@ from helpers import seeded
 from torch import nn
 
 import spectra
+from spectra.directions.point import Point
+from spectra.directions.training import checkpoint_direction, directions, update_direction
 from spectra.errors import SpectraError
 from spectra.optimizer.update import momentum, next_update
-from spectra.steps.directions import checkpoint_direction, directions, update_direction
-from spectra.surfaces.landscape import Point
 
 CASES = {
     "SGD": ("SGD", {"lr": 0.1}),

@@ -23,7 +23,7 @@ from spectra.cli import run
 from spectra.errors import SpectraError
 from spectra.krylov.dense import dense_matrix
 from spectra.plots.saved import saved_figure
-from spectra.problem.undisturbed import undisturbed
+from spectra.problem.eval_mode import temporary_eval_mode
 from spectra.records.files import read, read_arrays
 
 X = torch.randn(40, 6, generator=seeded(1), dtype=torch.float64)
@@ -240,7 +240,7 @@ def test_the_model_is_left_as_found_when_the_look_fails():
     model[0].weight.register_hook(gradients.append)
 
     def look():
-        with torch.no_grad(), undisturbed(model):
+        with torch.no_grad(), temporary_eval_mode(model):
             assert torch.is_grad_enabled()
             assert not any(module.training for module in model.modules())
             model(X).sum().backward()

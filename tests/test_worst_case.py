@@ -14,7 +14,7 @@ import spectra
 from spectra.curvature.evaluation import cut_batches
 from spectra.curvature.operator import Curvature
 from spectra.errors import SpectraError
-from spectra.krylov.trust_region import in_ball, largest_in_ball
+from spectra.krylov.trust_region import maximise_diagonal_in_ball, maximise_in_ball
 from spectra.problem.cross_entropy import CrossEntropy
 from spectra.problem.losses import CustomLoss, MeanSquaredError
 from spectra.problem.problem import Problem
@@ -51,13 +51,13 @@ def classifier(**settings) -> Problem:
 def test_conditions_of_a_maximum(name, radius):
     """(lambda I - A) x = b with lambda >= 0 and all eigenvalues, and |x| = rho or lambda = 0: Moré, Sorensen 1983."""
     matrix, b = with_spectrum(SPECTRA[name]), floats(40)
-    found = largest_in_ball(matrix, b, radius, rtol=1e-12, max_products=40)
+    found = maximise_in_ball(matrix, b, radius, rtol=1e-12, max_products=40)
     x, multiplier = found.x, found.multiplier
     assert torch.allclose(multiplier * x - matrix @ x, b, atol=1e-7 * max(1.0, radius))
     assert multiplier >= max(0.0, SPECTRA[name].max()) - 1e-9
     assert x.norm().item() == pytest.approx(radius, rel=1e-9) or (multiplier == 0 and x.norm() < radius)
     assert found.value == pytest.approx((b @ x + x @ matrix @ x / 2).item(), rel=1e-9)
-    few = largest_in_ball(matrix, b, radius, rtol=0.0, max_products=3)
+    few = maximise_in_ball(matrix, b, radius, rtol=0.0, max_products=3)
     assert few.products <= 3
     assert few.value <= found.value * (1 + 1e-12)
     assert found.value <= few.value + few.error + 1e-12 or name == "multiple"
@@ -65,10 +65,10 @@ def test_conditions_of_a_maximum(name, radius):
 
 def test_a_ball_in_closed_form():
     b = floats(12)
-    alike = largest_in_ball(torch.eye(12).double() * 3, b, 0.7, rtol=1e-9, max_products=5)
+    alike = maximise_in_ball(torch.eye(12).double() * 3, b, 0.7, rtol=1e-9, max_products=5)
     assert alike.value == pytest.approx((0.7 * b.norm() + 3 * 0.49 / 2).item(), rel=1e-12)
     assert alike.products == 1
-    inside = largest_in_ball(-4 * torch.eye(12).double(), b, 100.0, rtol=1e-9, max_products=5)
+    inside = maximise_in_ball(-4 * torch.eye(12).double(), b, 100.0, rtol=1e-9, max_products=5)
     assert inside.value == pytest.approx((b @ b / 8).item(), rel=1e-12)
     assert inside.multiplier == 0
 
@@ -76,7 +76,7 @@ def test_a_ball_in_closed_form():
 def test_the_hard_case():
     """Where b does not show the largest eigenvalue, x reaches the sphere along its eigenvector."""
     for shown in (0.0, 1e-17):  # so little is lost beside the eigenvalue
-        y, multiplier = in_ball(np.array([-1.0, 0.0, 2.0]), np.array([0.3, 0.2, shown]), 5.0)
+        y, multiplier = maximise_diagonal_in_ball(np.array([-1.0, 0.0, 2.0]), np.array([0.3, 0.2, shown]), 5.0)
         assert multiplier == 2.0
         assert y[:2] == pytest.approx([0.1, 0.1])
         assert np.linalg.norm(y) == pytest.approx(5.0)
@@ -96,7 +96,7 @@ def test_quadratic_losses(rho, adaptive):
     first = rho * b.norm() + rho**2 * (b @ matrix @ b) / (b @ b) / 2
     assert found.first == pytest.approx(first.item(), rel=1e-10)
     values, vectors = torch.linalg.eigh(matrix)
-    y, _ = in_ball(values.numpy(), (vectors.T @ b).numpy(), rho)
+    y, _ = maximise_diagonal_in_ball(values.numpy(), (vectors.T @ b).numpy(), rho)
     largest = (b @ vectors @ torch.from_numpy(y) + values @ torch.from_numpy(y) ** 2 / 2).item()
     assert found.rise == pytest.approx(largest, rel=1e-6)
     assert found.model.value == pytest.approx(largest, rel=0.01)
@@ -121,7 +121,7 @@ def test_where_the_loss_curves_down_most():
     problem = Problem(Quadratic(), loss, cut_batches(b.repeat(2, 1), torch.zeros(2), torch.arange(2), 2))
     found = spectra.worst_case(problem, 1.0, steps=200)
     order = a.argsort()
-    y, _ = in_ball(a[order].numpy(), b[order].numpy(), 1.0)
+    y, _ = maximise_diagonal_in_ball(a[order].numpy(), b[order].numpy(), 1.0)
     largest = b[order].numpy() @ y + a[order].numpy() @ y**2 / 2
     assert found.rise == pytest.approx(largest, rel=1e-6)
     assert found.first < 0.5 * largest

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scripts.benchmarks.problems import Case
 from scripts.benchmarks.tools import gradient, math_attention
 from spectra.curvature.engine.differentiation import twice_differentiable
-from spectra.curvature.engine.hoisting import Hoisted
+from spectra.curvature.engine.hoisting import HoistedProduct
 from spectra.curvature.matrices import definition
 
 aten = torch.ops.aten
@@ -47,7 +47,7 @@ def floor(case: Case, matrix: str) -> Callable[[], None]:
     """The calls of one batch, for as many batches as there are. Raises Untraceable."""
     problem = case.problem()
     with twice_differentiable(problem.model):
-        hoisted = Hoisted(definition(matrix).linearise, problem, problem.batches)
+        hoisted = HoistedProduct(definition(matrix).linearise, problem, problem.batches)
     recording = Recording(hoisted.second)
     vector = torch.randn(problem.size, dtype=problem.dtype, device=problem.device)
     with torch.no_grad():

@@ -28,7 +28,7 @@ from scripts.benchmarks.problems import Case, build
 from scripts.benchmarks.timing import seconds, synchronise
 from scripts.benchmarks.tools import gradient
 from spectra.curvature.engine.differentiation import switched, twice_differentiable
-from spectra.curvature.engine.hoisting import Hoisted, channels_last
+from spectra.curvature.engine.hoisting import HoistedProduct, channels_last
 from spectra.curvature.matrices import definition
 
 aten = torch.ops.aten
@@ -61,7 +61,7 @@ class Second:
     def __init__(self, case: Case, matrix: str):
         problem = case.problem()
         with twice_differentiable(problem.model):
-            self.hoisted = Hoisted(definition(matrix).linearise, problem, problem.batches)
+            self.hoisted = HoistedProduct(definition(matrix).linearise, problem, problem.batches)
             self.kept = [self.hoisted.residuals(batch) for batch in problem.batches]
         generator = torch.Generator().manual_seed(0)
         self.vector = torch.randn(case.size, generator=generator).to(case.parameters[0])

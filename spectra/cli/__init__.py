@@ -18,9 +18,9 @@ import click
 from spectra import __version__
 from spectra.cli.flags import with_flags
 from spectra.cli.layout import Group
-from spectra.cli.sentinel import Sentinel
 from spectra.cli.signals import INTERRUPTED, TERMINATED, Terminated, end_by_signals, ignore_signals
 from spectra.cli.terminal import note
+from spectra.cli.watchdog import Watchdog
 from spectra.cluster import ranks
 from spectra.commands import COMMANDS, cli_command
 from spectra.errors import SpectraError
@@ -82,10 +82,10 @@ def main(arguments: list[str] | None = None) -> None:
     if ranks.rank():
         if arguments[:1] and arguments[0] in ALONE:
             sys.exit(0)
-        be_quiet()
+        silence_output()
     if ranks.world() > 1 and arguments[:1] and arguments[0] not in ALONE:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else a lost store is reported with C++ stack frames
-        Sentinel(end).start()
+        Watchdog(end).start()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # users can do nothing about them
     warnings.showwarning = partial(show_warning, warnings.showwarning)
     status = run(arguments)
@@ -110,7 +110,7 @@ def show_warning(usual: Callable[..., None], message: Warning | str, category: t
 
 def end(message: str, lost: bool, status: int) -> None:
     """Print the message and end the process; a thread calls this when the main thread cannot end."""
-    complain(message, lost)
+    print_error(message, lost)
     os._exit(status)
 
 
@@ -122,12 +122,12 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor, which is this one
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    raw = Forgiving(2, "w", closefd=False)
+    raw = ErrorTolerantFile(2, "w", closefd=False)
     settings = {"encoding": getattr(sys.stderr, "encoding", "utf-8"), "errors": "backslashreplace"}
     sys.stderr = sys.__stderr__ = io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=True, **settings)
 
 
-class Forgiving(io.FileIO):
+class ErrorTolerantFile(io.FileIO):
     """A file that ignores errors of writing, such as a full disk or a closed pipe."""
 
     def write(self, data):
@@ -137,8 +137,8 @@ class Forgiving(io.FileIO):
             return len(data)
 
 
-def be_quiet() -> None:
-    """Discard the output of this rank: only the first rank prints, except for errors (`complain`)."""
+def silence_output() -> None:
+    """Discard the output of this rank: only the first rank prints, except for errors (`print_error`)."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     os.dup2(sys.stdout.fileno(), 1)
 
@@ -153,26 +153,26 @@ def run(arguments: list[str]) -> int:
         cause = error.__cause__ or error
         terminated = isinstance(cause, Terminated)
         if lost := ranks.lost_one():  # then torchrun ends the other ranks
-            complain(ranks.SILENT, lost)
+            print_error(ranks.SILENT, lost)
         else:
-            complain("; ".join(filter(None, ["terminated" if terminated else "interrupted", str(cause)])))
+            print_error("; ".join(filter(None, ["terminated" if terminated else "interrupted", str(cause)])))
         return TERMINATED if terminated else INTERRUPTED
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "spectra"
-        complain(f"{error.format_message().rstrip('.')}; see '{path} --help'")
+        print_error(f"{error.format_message().rstrip('.')}; see '{path} --help'")
     except SpectraError as error:
         show_traceback()
-        complain(with_flags(str(error), spectra))
+        print_error(with_flags(str(error), spectra))
     except Exception as error:  # a bug in spectra, or an unforeseen error in user code
         show_traceback()
         if lost := ranks.world() > 1 and ranks.missing_another(error):
-            complain(ranks.SILENT, lost)
+            print_error(ranks.SILENT, lost)
         elif short := out_of_memory(error):
-            complain(short)
+            print_error(short)
         else:
             first = str(error).strip().partition("\n")[0]
-            complain(f"{type(error).__name__}: {first} (SPECTRA_TRACEBACK=1 shows where)")
+            print_error(f"{type(error).__name__}: {first} (SPECTRA_TRACEBACK=1 shows where)")
     return 2
 
 
@@ -180,9 +180,9 @@ def out_of_memory(error: BaseException) -> str:
     """The message for an out-of-memory error that names no argument; empty for other errors."""
     if isinstance(error, MemoryError) or "torch" in sys.modules:
         from spectra.errors import describe
-        from spectra.memory import shortage
+        from spectra.memory import out_of_memory_cause
 
-        if cause := shortage(error):
+        if cause := out_of_memory_cause(error):
             way_out = "reduce --batch-size, --memory or --samples; with saved results, name fewer or smaller ones"
             return f"--batch-size: out of memory ({describe(cause)}); {way_out}"
     return ""
@@ -191,7 +191,7 @@ def out_of_memory(error: BaseException) -> str:
 _speaking = threading.Lock()  # with several ranks: taken once, by the thread that ends the process
 
 
-def complain(message: str, lost: bool = False) -> None:
+def print_error(message: str, lost: bool = False) -> None:
     """Print an error as one line on standard error, of limited length and with control characters escaped.
 
     Only one of several ranks prints; `lost` means that this rank fails because another one is missing.

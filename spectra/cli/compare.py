@@ -15,7 +15,7 @@ from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, K
 from spectra.quoting import quoted
 
 if TYPE_CHECKING:
-    from spectra.comparison.run import Compared
+    from spectra.comparison.run import ComparisonRecord
 
 MATRICES = ("hessian", "ggn", "fisher", "fisher-empirical")
 
@@ -72,11 +72,11 @@ def compare(k, probes, steps, held_out, subsample, loss_part, **options) -> int:
         with Session(request(settings), TERMINAL) as session:
             found = compare_matrices(session)
             record = drawn(session, found.record, lambda _: figures(found))
-            session.keep(record)
+            session.save_record(record)
     return finish(record, options["as_json"], compare_text(record))
 
 
-def figures(found: Compared) -> dict[str, Any]:
+def figures(found: ComparisonRecord) -> dict[str, Any]:
     """All figures of a comparison, by file name."""
     from spectra.plots.compared import title_of
     from spectra.plots.comparison import comparison_figure

@@ -106,10 +106,10 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     if options is None:
         raise SpectraError(f"--config {path}: the result does not list its options; compute it again")
     context.meta[REPEATED] = path, problem
-    asked = {
+    values = {
         name: value for name, value in options.items() if name not in NOT_RECORDED
     }  # a hand-edited file may set --out
-    options = asked | {name: problem[name] for name in SETTLED if name in problem}
+    options = values | {name: problem[name] for name in SETTLED if name in problem}
     if record.command != own:
         options = {name: value for name, value in options.items() if name in problem or name == "curvature"}
         if isinstance(options.get("checkpoint"), list):  # of landscape; other commands use the first
@@ -129,7 +129,7 @@ def refuse_changed(context: click.Context, now) -> None:
     if REPEATED not in context.meta:
         return
     path, then = context.meta[REPEATED]
-    from spectra.inputs.origin import RUN
+    from spectra.inputs.code_origin import RUN
 
     for before, after in zip(then.get("operators") or (), now.operators or (), strict=False):
         if "operator" not in typed_names(context) and before.sha256 != after.sha256:

@@ -15,7 +15,7 @@ from spectra.surfaces.names import named
 FURTHEST = 1e6  # far beyond |theta| of any network
 
 
-class Along(str):
+class LineOrPlane(str):
     """One direction (a line) or two (a plane), as typed on the command line."""
 
     @property
@@ -30,12 +30,12 @@ class Directions(click.ParamType):
 
     def convert(self, value, param, ctx):
         try:
-            return Along(",".join(named(str(value))))
+            return LineOrPlane(",".join(named(str(value))))
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
 
 
-class Odd(click.ParamType):
+class OddInteger(click.ParamType):
     """An odd number, 3 or more, so that one point is in the middle."""
 
     name = "integer"
@@ -71,7 +71,7 @@ def alone(context, parameter, value):
 )
 @click.option("--along", metavar="D[,D]", multiple=True, type=Directions(), default=("1",), show_default=True, help="The direction of a line, or two directions of a plane. Repeatable. 1, 2, ...: eigenvectors by |eigenvalue|. lowest: eigenvector of the lowest eigenvalue. random: a random direction, filter-normalised. gradient: the negative gradient. update: the optimizer's next step. momentum: its negative momentum. checkpoint:PATH: from this checkpoint to another. path:GLOB: the plane of the first two principal components of several checkpoints.")  # fmt: skip
 @click.option("--radius", metavar="R", type=Radius(), help="Largest |t| at which the loss at theta + t d is evaluated, for a direction d. Towards another checkpoint (t = 1) it is how far the line goes on beyond both.  [default: where the quadratic term is 4 times the loss; for gradient, update and momentum somewhat beyond the point where the loss is back at its value; for random 1]")  # fmt: skip
-@click.option("--points", metavar="P", type=Odd(), help="Number of points on a line, or along each side of a plane. It must be odd.  [default: 41; for planes 25]")  # fmt: skip
+@click.option("--points", metavar="P", type=OddInteger(), help="Number of points on a line, or along each side of a plane. It must be odd.  [default: 41; for planes 25]")  # fmt: skip
 @click.option("--optimizer", metavar="PATH", help="File with the optimizer's state, for update and momentum. Append ?name=AdamW if the state does not name its class.  [default: the state in the checkpoint]")  # fmt: skip
 @click.option("--tol", metavar="X", type=Positive(), default=TOLERANCE, show_default=True, help="Tolerance of an eigenpair: its residual relative to |eigenvalue|.")  # fmt: skip
 @EIGENVECTORS
@@ -97,5 +97,5 @@ def landscape(along, radius, points, optimizer, tol, **options) -> int:
         settings = LandscapeSettings(tuple(one.names for one in along), Grid(radius, points), tol, others, optimizer)
         with Session(request(settings), TERMINAL) as session:
             record = drawn(session, landscapes(session), landscape_figures)
-            session.keep(record)
+            session.save_record(record)
     return finish(record, options["as_json"], landscape_text(record))

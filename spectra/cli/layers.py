@@ -48,5 +48,5 @@ def layers(by, k, sort, method, rtol, tol, density, steps, probes, **options) ->
         settings = LayersSettings(by, k, sort, method, rtol, tol, steps if density else 0, probes)
         with Session(request(settings), TERMINAL) as session:
             record = drawn(session, layerwise(session), layers_figures)
-            session.keep(record)
+            session.save_record(record)
     return finish(record, options["as_json"], layers_text(record))

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from spectra import defaults
 from spectra.cli.config import read_config
-from spectra.cli.trust import TRUST, vouched
+from spectra.cli.trust import TRUST, trusted_value
 from spectra.curvature.matrices import KERNELS, MATRICES
 from spectra.defaults import PRECISIONS
 from spectra.quoting import quoted
@@ -133,7 +133,7 @@ def files(_context: click.Context, _parameter: click.Parameter, incomplete: str)
     return [CompletionItem(incomplete, type="file")]
 
 
-SPEC = {"metavar": "SPEC", "callback": vouched, "shell_complete": files}
+SPEC = {"metavar": "SPEC", "callback": trusted_value, "shell_complete": files}
 DATA = {
     **SPEC,
     "help": "The data set: digits (included), a file.npz or file.safetensors, text:FILE?length=256, a folder of images, a folder saved by the datasets library, torchvision:NAME, or your own as file.py:name or package.module:name.",

@@ -9,25 +9,25 @@ import click
 
 from spectra.cli.config import plain, recorded
 from spectra.commands import cli_command, with_results
-from spectra.inputs.origin import RUN, is_strange
+from spectra.inputs.code_origin import RUN, is_third_party
 from spectra.records.record import Record
 
 COMMANDS = {name: cli_command(name) for name in with_results()}
 
 
-def ways(path: Path, record: Record) -> list[list[str]]:
+def repeat_commands(path: Path, record: Record) -> list[list[str]]:
     """The command lines that repeat a result: one with its options, if they still mean the same, and one with --config.
 
     There is none for a result without options, as `spectra.watch` writes, with options that are refused now, or with a
     preconditioner given in Python.
     """
-    command, asked = COMMANDS[record.command], record.problem.options
-    if record.problem.get("precondition") and isinstance(asked, dict) and not asked.get("precondition"):
+    command, options = COMMANDS[record.command], record.problem.options
+    if record.problem.get("precondition") and isinstance(options, dict) and not options.get("precondition"):
         return []
-    if not isinstance(asked, dict) or read_again(command, words_of(command, asked)) is None:
+    if not isinstance(options, dict) or parsed_options(command, words_of(command, options)) is None:
         return []
-    named = [(name, text) for name in RUN for text in as_list(asked.get(name))]
-    code = [(name, text) for name, text in named if isinstance(text, str) and is_strange(text, name)]
+    named = [(name, text) for name in RUN for text in as_list(options.get(name))]
+    code = [(name, text) for name, text in named if isinstance(text, str) and is_third_party(text, name)]
     typed_again = [word for name, text in code for word in (f"--{name.replace('_', '-')}", text)]
     by_file = ["spectra", command.name, "--config", str(path), *typed_again]  # a file may not name code
     return [line for line in (command_line(record), by_file) if line]
@@ -43,17 +43,17 @@ def command_line(record: Record) -> list[str]:
 
     Empty if the record lists no options, or options that this version of spectra reads differently.
     """
-    command, asked = COMMANDS[record.command], record.problem.options
-    if asked is None:
+    command, options = COMMANDS[record.command], record.problem.options
+    if options is None:
         return []
-    words = words_of(command, asked)
-    return ["spectra", command.name, *words] if read_again(command, words) == asked else []
+    words = words_of(command, options)
+    return ["spectra", command.name, *words] if parsed_options(command, words) == options else []
 
 
-def words_of(command: click.Command, asked: dict[str, Any]) -> list[str]:
+def words_of(command: click.Command, values: dict[str, Any]) -> list[str]:
     """The words that set the options in `asked`, without those that have their defaults."""
-    options = [option for option in command.params if isinstance(option, click.Option) and option.name in asked]
-    return [word for option in options for word in typed(option, asked[str(option.name)])]
+    options = [option for option in command.params if isinstance(option, click.Option) and option.name in values]
+    return [word for option in options for word in typed(option, values[str(option.name)])]
 
 
 def typed(option: click.Option, value: Any) -> list[str]:
@@ -68,7 +68,7 @@ def typed(option: click.Option, value: Any) -> list[str]:
     return [name, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
-def read_again(command: click.Command, words: list[str]) -> dict[str, Any] | None:
+def parsed_options(command: click.Command, words: list[str]) -> dict[str, Any] | None:
     """The options that the command reads from these words, as a record lists them; None if it refuses them."""
     try:
         with command.make_context(command.name, list(words)) as context:

@@ -49,14 +49,14 @@ def report(results, out, title, as_json) -> int:
     landscape or step wrote, or a directory with such files.
     """
     from spectra.atomic import write_atomically
-    from spectra.cli.repeat import ways
+    from spectra.cli.repeat import repeat_commands
     from spectra.page.document import document
     from spectra.page.results import read_all
     from spectra.records.drawn import ReportRecord
     from spectra.records.files import prepare_directory
 
     found = read_all(results)
-    page = document(found, title, ways).encode()
+    page = document(found, title, repeat_commands).encode()
     prepare_directory(out.parent)
     write_atomically(out, lambda file: file.write(page))
     record = ReportRecord(page=str(out), results=[str(path) for path, _ in found])

@@ -50,5 +50,5 @@ def step(optimizer, to, k, tol, noise, population, rho, adaptive_rho, ascent_ste
         settings = StepSettings(k, tol, optimizer, to, noise, population, rho, adaptive_rho, ascent_steps)
         with Session(request(settings), TERMINAL) as session:
             record = drawn(session, steps(session), step_figures)
-            session.keep(record)
+            session.save_record(record)
     return finish(record, options["as_json"], step_text(record))

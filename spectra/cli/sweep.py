@@ -13,7 +13,7 @@ from spectra.cli.layout import Command, Group
 from spectra.cli.options import JSON, WIDTH, Named
 from spectra.cli.plan_options import checked_plan
 from spectra.cli.terminal import answer, note
-from spectra.cli.trust import TRUST_PLAN, refuse_elsewhere
+from spectra.cli.trust import TRUST_PLAN, refuse_untrusted_plan
 from spectra.errors import SpectraError
 from spectra.quoting import quoted
 from spectra.wording import counted
@@ -75,13 +75,13 @@ def run(path, retry, dry_run, trust) -> int:
 
     plan = checked_plan(path)
     if not trust:
-        refuse_elsewhere(path, plan.options)
+        refuse_untrusted_plan(path, plan.options)
     wanted = TO_RETRY if retry else TO_RUN
     if dry_run:
-        answer(outlook(plan, wanted))
+        answer(dry_run_report(plan, wanted))
         return 0
     prepare_directory(plan.records)
-    return (on_slurm if plan.run.on == "slurm" else here)(plan, wanted)
+    return (run_on_slurm if plan.run.on == "slurm" else run_locally)(plan, wanted)
 
 
 @sweep.command(
@@ -99,7 +99,7 @@ def status(path, as_json) -> int:
     from spectra.tables.sweep import status_text
 
     plan = checked_plan(path)
-    found = status_of(plan, all_standings(plan, patient=True))
+    found = status_of(plan, task_states(plan, patient=True))
     answer(found.to_json() if as_json else status_text(found))
     return 0
 
@@ -153,10 +153,10 @@ def track(evolution, log: str) -> None:
             tell(values, step)
 
 
-def all_standings(plan, patient: bool = False) -> list:
+def task_states(plan, patient: bool = False) -> list:
     """The states of all tasks; `patient` falls back to files alone if Slurm does not answer."""
     from spectra.sweeps.slurm import batch_jobs
-    from spectra.sweeps.tasks import standing
+    from spectra.sweeps.tasks import task_state
 
     jobs = {}
     try:
@@ -165,17 +165,17 @@ def all_standings(plan, patient: bool = False) -> list:
         if not patient:
             raise
         note(f"{error}; the states below come from files alone")
-    return [standing(plan, task, jobs.get(task.name)) for task in plan.tasks]
+    return [task_state(plan, task, jobs.get(task.name)) for task in plan.tasks]
 
 
-def outlook(plan, wanted: Sequence[str]) -> str:
+def dry_run_report(plan, wanted: Sequence[str]) -> str:
     """Text on the tasks and the expected cost of those that would run. Raises SpectraError as their commands would."""
     from spectra.sweeps.cost import estimate
     from spectra.sweeps.plan import typed
     from spectra.sweeps.tasks import status_of
     from spectra.tables.sweep import counts, dry_run_text
 
-    standings = all_standings(plan, patient=True)
+    standings = task_states(plan, patient=True)
     left = [s.task for s in standings if s.state in wanted]
     if not left:
         return counts(s.state for s in standings)
@@ -186,13 +186,13 @@ def outlook(plan, wanted: Sequence[str]) -> str:
     return dry_run_text(status_of(plan, standings), plan.commands, estimate(plan, left, arguments))
 
 
-def here(plan, wanted: Sequence[str]) -> int:
+def run_locally(plan, wanted: Sequence[str]) -> int:
     """Run tasks on this machine; return 0 if the whole plan is finished with every tolerance met, else 1."""
-    from spectra.sweeps.local import run_here
-    from spectra.sweeps.tasks import standing, status_of
+    from spectra.sweeps.local import run_local
+    from spectra.sweeps.tasks import status_of, task_state
     from spectra.tables.sweep import counts, status_text
 
-    before = all_standings(plan, patient=True)
+    before = task_states(plan, patient=True)
     tasks = [s.task for s in before if s.state in wanted]
     note(f"{counts(s.state for s in before)}; {len(tasks)} to run")
     done = 0
@@ -200,18 +200,18 @@ def here(plan, wanted: Sequence[str]) -> int:
     def tell(task) -> None:
         nonlocal done
         done += 1
-        now = standing(plan, task)
+        now = task_state(plan, task)
         unmet = f", tolerance not met: {', '.join(now.unmet)}" if now.unmet else ""
         note(f"{done}/{len(tasks)} {task.name} {now.state}{f': {now.reason}' if now.reason else ''}{unmet}")
 
-    run_here(plan, tasks, tell)
-    after = all_standings(plan, patient=True)
+    run_local(plan, tasks, tell)
+    after = task_states(plan, patient=True)
     answer(status_text(status_of(plan, after)))
     hint(after)
     return 0 if all(s.state == "finished" and not s.unmet for s in after) else 1
 
 
-def on_slurm(plan, wanted: Sequence[str]) -> int:
+def run_on_slurm(plan, wanted: Sequence[str]) -> int:
     """Submit tasks to Slurm, and print the states of all tasks."""
     from spectra.sweeps.slurm import submit_once
     from spectra.sweeps.tasks import status_of
@@ -220,7 +220,7 @@ def on_slurm(plan, wanted: Sequence[str]) -> int:
     before = []
 
     def choose() -> list:
-        before.extend(all_standings(plan))
+        before.extend(task_states(plan))
         return [s.task for s in before if s.state in wanted]
 
     jobs = submit_once(plan, choose)

@@ -129,12 +129,12 @@ def finish(record: Record, as_json: bool, text: str) -> int:
         answer(for_terminal(text))
     elif rest := text.removeprefix(_printed).removeprefix("\n"):
         answer(for_terminal(rest))
-    if reason := why_not(record):
+    if reason := unsatisfied_reason(record):
         note(reason)
     return 1 if reason else 0
 
 
-def why_not(record: Record) -> str:
+def unsatisfied_reason(record: Record) -> str:
     """Why the first unsatisfactory result falls short, and the way out; empty if all are satisfactory."""
     limit = record.problem.option("max_products")
     for result in record.results:

@@ -28,35 +28,35 @@ TRUST_PLAN = click.option(
 )
 
 
-def vouched(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+def trusted_value(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Return the value of an option that names code. Raises SpectraError if a file names code that it may not name."""
     if isinstance(value, tuple):
-        return tuple(vouched(context, parameter, one) for one in value)
+        return tuple(trusted_value(context, parameter, one) for one in value)
     if value is None or context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT_MAP:
         return value
     path, a_result = context.meta[NAMED_BY]
     if context.meta.get(TRUSTED):
         return value
-    from spectra.inputs.origin import comes_with_packages, lies_beside
+    from spectra.inputs.code_origin import comes_with_packages, is_inside_folder
 
     option = max(parameter.opts, key=len)
     if a_result and not comes_with_packages(parameter.name, value):
         text = "which would run as code, but a result may only hold data"
-    elif not a_result and not lies_beside(value, path.parent, Path.cwd(), parameter.name):
+    elif not a_result and not is_inside_folder(value, path.parent, Path.cwd(), parameter.name):
         text = "which would run as code, but is neither beside that file nor in an installed package"
     else:
         return value
     raise SpectraError(f"--config {quoted(path)}: names {option} {quoted(value)}, {text}; {WAY_OUT.format(option)}")
 
 
-def refuse_elsewhere(path: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
+def refuse_untrusted_plan(path: Path, options: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise SpectraError if a plan names code of Python's standard library, or code that is not beside the plan.
 
     Args:
         path: the path of the plan.
         options: the options of each command, by its name.
     """
-    from spectra.inputs.origin import RUN, is_code, is_standard, lies_beside
+    from spectra.inputs.code_origin import RUN, is_code, is_inside_folder, is_standard
 
     folder = Path(path).absolute().parent
     for own in options.values():
@@ -65,7 +65,7 @@ def refuse_elsewhere(path: Path, options: Mapping[str, Mapping[str, Any]]) -> No
                 continue
             if is_standard(value):
                 text = "comes with Python itself and builds nothing of this kind; name a function of yours"
-            elif not lies_beside(value, folder, folder, key):
+            elif not is_inside_folder(value, folder, folder, key):
                 text = "is neither beside the plan nor in an installed package; move it there, or allow it with --trust"
             else:
                 continue

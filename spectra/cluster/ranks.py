@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from spectra.cluster.siblings import Siblings
+from spectra.cluster.local_ranks import LocalRanks
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 6.0  # seconds that a rank waits for the others to fail in the same way, or to leave
@@ -20,7 +20,7 @@ DYING = 2.0  # seconds for which a killed process may still be seen
 DONE, LEFT, FIRST, SPEAKER = "done", "left", "first to fail", "speaker"
 SILENT = "a rank died without an error message, probably killed for lack of memory; request more memory"
 
-siblings = Siblings()
+siblings = LocalRanks()
 _store: Any = None  # torch.distributed.Store, once joined; a separate connection, which no other wait blocks
 _leaving = False  # whether this rank is done, and ignores the others
 

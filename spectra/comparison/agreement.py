@@ -10,7 +10,7 @@ from spectra.spectrum.subspaces import WHOLE_SPACE, Gap, gap_behind, overlap, ov
 
 
 @dataclass(frozen=True)
-class Leading:
+class LeadingEigenpairs:
     """Leading eigenpairs by falling |value|, one more than are compared if there is one; vectors in a common basis."""
 
     values: np.ndarray  # (k + 1,)
@@ -34,7 +34,7 @@ class Agreement:
     reliable: bool  # there is a gap after j in A and in B (`Gap.reliable`)
 
 
-def agreements(first: Leading, second: Leading, k: int) -> list[Agreement]:
+def agreements(first: LeadingEigenpairs, second: LeadingEigenpairs, k: int) -> list[Agreement]:
     """The agreement of the leading j-dimensional eigenspaces for j = 1 .. k, or up to what both matrices have."""
     found = []
     for j in range(1, 1 + min(k, len(first.values), len(second.values))):
@@ -53,7 +53,7 @@ def agreements(first: Leading, second: Leading, k: int) -> list[Agreement]:
     return found
 
 
-def rayleigh_quotients(leading: Leading, inside: np.ndarray, k: int) -> np.ndarray:
+def rayleigh_quotients(leading: LeadingEigenpairs, inside: np.ndarray, k: int) -> np.ndarray:
     """The Rayleigh quotients u'B u (k,) of the first k eigenvectors u of A.
 
     Args:

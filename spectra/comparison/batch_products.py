@@ -59,7 +59,7 @@ def batch_products(
         probes: the number of random vectors.
         generator: the source of random vectors, on the CPU.
     """
-    others = {name: comparison.portraits[name].operator for name in TAKEN_FOR if name in comparison.portraits}
+    others = {name: comparison.summaries[name].operator for name in TAKEN_FOR if name in comparison.summaries}
     rows = torch.cat([comparison.basis, placed(gradient[None], batches)]) if norm(gradient) else comparison.basis
     basis = orthonormal(rows)[0].contiguous()
     found = frobenius_products({**others, "fisher-batch": batches}, basis, probes, generator)

@@ -145,7 +145,7 @@ def batch_causes(comparison: Comparison, batch: BatchProducts | None) -> Iterato
 
 def traced(comparison: Comparison, name: str) -> Estimate:
     """The trace of a compared matrix, which is always estimated."""
-    trace = comparison.portraits[name].trace
+    trace = comparison.summaries[name].trace
     assert trace is not None
     return trace
 
@@ -173,7 +173,7 @@ def share(distance: Estimate, comparison: Comparison, name: str) -> str:
     """A distance in percent of the norm of the matrix `name`, in words if that is zero or not finite."""
     if math.isfinite(distance.value):
         return f"{percent(distance)} of |{name}|"
-    norm = comparison.portraits[name].norm
+    norm = comparison.summaries[name].norm
     zero = norm is not None and norm.value == 0
     return f"no share of |{name}|, which is zero" if zero else f"an unknown share of |{name}|"
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from spectra.arguments import chosen_generator, require_integer, require_number, wrong
 from spectra.comparison.frobenius import FrobeniusProducts, frobenius_products
+from spectra.comparison.matrix_summary import MatrixSummary, common_basis, find_measure, summarise_matrix, timed
 from spectra.comparison.pairs import Ends, Pair, compare_pair
-from spectra.comparison.portrait import Portrait, common_basis, find_measure, portray, timed
 from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, TOLERANCE, K
 from spectra.errors import ArgumentError, SpectraError
 from spectra.given_operator import as_operator
@@ -36,10 +36,10 @@ Watch = Callable[[str], AbstractContextManager[Progress | None]]
 
 @dataclass
 class Comparison:
-    """The results of `compare`: a portrait of each matrix and a comparison of each pair, in the order given."""
+    """The results of `compare`: a summary of each matrix and a comparison of each pair, in the order given."""
 
     k: int
-    portraits: dict[str, Portrait]
+    summaries: dict[str, MatrixSummary]
     basis: Tensor  # (r, n), orthonormal: the span of all eigenvectors found
     pairs: list[Pair] = field(default_factory=list)
 
@@ -72,7 +72,7 @@ def compare(
     seed: int = 0,
     generator: torch.Generator | None = None,
     max_products: int | None = None,
-    known: Mapping[str, Portrait] = MappingProxyType({}),
+    known: Mapping[str, MatrixSummary] = MappingProxyType({}),
     precondition: Preconditioner | None = None,
     watch: Watch = quiet,
 ) -> Comparison:
@@ -118,27 +118,27 @@ def compare(
         """A generator that draws the same numbers for every matrix."""
         return torch.Generator().manual_seed(seed + use)
 
-    portraits: dict[str, Portrait] = {}
+    summaries: dict[str, MatrixSummary] = {}
     for name, operator in operators.items():
         if name in known:
-            portraits[name] = replace(known[name], operator=Counting(operator), seconds=0.0)
+            summaries[name] = replace(known[name], operator=Counting(operator), seconds=0.0)
             continue
         with watch(name) as progress:
             search = {"generator": again(0), "max_products": max_products, "progress": progress}
-            portraits[name] = portray(operator, min(k + 1, n), tolerance=tolerance, **search)
-    basis, leading = common_basis(portraits)
-    with watch("the same vectors") as progress, timed(portraits.values()):
-        products = multiply(portraits, basis, probes, limit, again(1), progress)
-    for name, portrait in portraits.items():
-        if not steps or portrait.measure is not None:
+            summaries[name] = summarise_matrix(operator, min(k + 1, n), tolerance=tolerance, **search)
+    basis, leading = common_basis(summaries)
+    with watch("the same vectors") as progress, timed(summaries.values()):
+        products = multiply(summaries, basis, probes, limit, again(1), progress)
+    for name, summary in summaries.items():
+        if not steps or summary.measure is not None:
             continue
-        with watch(f"{name}, spectrum") as progress, timed([portrait]):
-            find_measure(portrait, probes, steps, limit, again(2), progress)
-    comparison = Comparison(k, portraits, basis)
+        with watch(f"{name}, spectrum") as progress, timed([summary]):
+            find_measure(summary, probes, steps, limit, again(2), progress)
+    comparison = Comparison(k, summaries, basis)
     if not products:
         return comparison
-    for names in combinations(portraits, 2):
-        two = portraits[names[0]], portraits[names[1]]
+    for names in combinations(summaries, 2):
+        two = summaries[names[0]], summaries[names[1]]
         with watch(" - ".join(names)) as progress, timed(two):
             ends = Ends(steps, limit, again(3), progress)
             comparison.pairs.append(compare_pair(names, two, products, leading, k, ends))
@@ -149,7 +149,7 @@ def of_one_size(operators: Mapping[str, Any]) -> dict[str, SymmetricOperator]:
     """Convert the matrices to operators. Raises SpectraError if their sizes differ, or for fewer than two."""
     if not isinstance(operators, Mapping):
         raise ArgumentError(f"`operators`: expected a dict of matrices by name, got {type(operators).__name__}")
-    refuse_alone(operators, "operators", "give two matrices or more")
+    refuse_single_matrix(operators, "operators", "give two matrices or more")
     found = {name: as_operator(operator, f"operators[{name!r}]") for name, operator in operators.items()}
     sizes = {name: operator.shape[0] for name, operator in found.items()}
     if len(set(sizes.values())) > 1:
@@ -164,7 +164,7 @@ def preconditioned(precondition: Any, operator: SymmetricOperator) -> SymmetricO
     return precondition.around(operator)
 
 
-def refuse_alone(names: Collection[str], argument: str, way_out: str) -> None:
+def refuse_single_matrix(names: Collection[str], argument: str, way_out: str) -> None:
     """Raise SpectraError for fewer than two matrices."""
     if len(names) < 2:
         named = " ".join(names) or "(none)"
@@ -172,7 +172,7 @@ def refuse_alone(names: Collection[str], argument: str, way_out: str) -> None:
 
 
 def multiply(
-    portraits: Mapping[str, Portrait],
+    summaries: Mapping[str, MatrixSummary],
     basis: Tensor,
     probes: int,
     limit: float,
@@ -180,11 +180,11 @@ def multiply(
     progress: Progress | None,
 ) -> FrobeniusProducts | None:
     """Multiply all matrices by the same vectors and set norms and traces; None if the budget is too small."""
-    room = limit - max(portrait.products for portrait in portraits.values()) - len(basis)
+    room = limit - max(summary.products for summary in summaries.values()) - len(basis)
     if room < 1:
         return None
-    operators = {name: portrait.operator for name, portrait in portraits.items()}
+    operators = {name: summary.operator for name, summary in summaries.items()}
     products = frobenius_products(operators, basis, int(min(probes, room)), generator, progress)
-    for name, portrait in portraits.items():
-        portrait.norm, portrait.trace = products.norm(name), products.trace(name)
+    for name, summary in summaries.items():
+        summary.norm, summary.trace = products.norm(name), products.trace(name)
     return products

@@ -22,7 +22,7 @@ from torch import Tensor
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.krylov.results import Progress
 from spectra.operator import Deflated, SymmetricOperator, random_vectors
-from spectra.spectrum.estimates import Estimate, of_means
+from spectra.spectrum.estimates import Estimate, jackknife_of_means
 from spectra.vectors import map_shards, norms, row_dots, sum_shards
 
 
@@ -44,12 +44,12 @@ class FrobeniusProducts:
     def norm(self, *item: str) -> Estimate:
         """The norm |A|_F, or |A - B|_F."""
         i = self.items[item]
-        return of_means(lambda gram: root(gram[..., i, i]), self.exact, self.samples)
+        return jackknife_of_means(lambda gram: root(gram[..., i, i]), self.exact, self.samples)
 
     def trace(self, *item: str) -> Estimate:
         """The trace tr A, or tr (A - B)."""
         i = self.items[item]
-        return of_means(lambda traces: traces[..., i], self.exact_traces, self.trace_samples)
+        return jackknife_of_means(lambda traces: traces[..., i], self.exact_traces, self.trace_samples)
 
     def distance(self, first: str, second: str) -> Estimate:
         """The relative distance |A - B|_F / |A|_F."""
@@ -79,7 +79,7 @@ class FrobeniusProducts:
     def _ratio(self, statistic) -> Estimate:
         """An estimate of a ratio; nan without a warning if a matrix is zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return of_means(statistic, self.exact, self.samples)
+            return jackknife_of_means(statistic, self.exact, self.samples)
 
 
 def frobenius_products(

@@ -7,10 +7,10 @@ from dataclasses import replace
 from spectra.curvature.evaluation import evaluate
 from spectra.errors import SpectraError
 from spectra.inputs.data import load_data
-from spectra.inputs.devices import brought
-from spectra.inputs.items import wanted_by
+from spectra.inputs.devices import batch_to_device
+from spectra.inputs.items import item_requirements
 from spectra.inputs.transform import choose_transform
-from spectra.memory import taking_memory
+from spectra.memory import explain_out_of_memory
 from spectra.problem.problem import Problem
 
 OPTION = "`held_out`"
@@ -29,17 +29,17 @@ def on_other_data(problem: Problem, data: str, transform: str | None, model: str
         SpectraError: the data cannot be loaded, or the model fails on them.
     """
     try:
-        with taking_memory(f"{OPTION} {data}", "name fewer examples"):
-            wanted, width = wanted_by(problem.loss, problem.model, model), max(map(len, problem.batches))
+        with explain_out_of_memory(f"{OPTION} {data}", "name fewer examples"):
+            wanted, width = item_requirements(problem.loss, problem.model, model), max(map(len, problem.batches))
             chosen = choose_transform(transform, model)
             examples = load_data(data, None, problem.seed, chosen, wanted, width)
-            batches = [brought(batch, problem.device, problem.dtype) for batch in examples.cut(width)]
+            batches = [batch_to_device(batch, problem.device, problem.dtype) for batch in examples.cut(width)]
         other = replace(problem, batches=batches)
         value = evaluate(other)
     except SpectraError as error:
-        told = str(error)
+        fields = str(error)
         raise SpectraError(
-            told.replace("`data`", OPTION) if "`data`" in told else f"{OPTION} {data}: {told}"
+            fields.replace("`data`", OPTION) if "`data`" in fields else f"{OPTION} {data}: {fields}"
         ) from error
-    told = {"data": data, "examples": other.examples, "loss_value": value.loss, "accuracy": value.accuracy}
-    return other, told
+    fields = {"data": data, "examples": other.examples, "loss_value": value.loss, "accuracy": value.accuracy}
+    return other, fields

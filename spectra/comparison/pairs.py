@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from spectra.comparison.agreement import Agreement, Leading, agreements, rayleigh_quotients
+from spectra.comparison.agreement import Agreement, LeadingEigenpairs, agreements, rayleigh_quotients
 from spectra.comparison.frobenius import FrobeniusProducts
-from spectra.comparison.portrait import Portrait
+from spectra.comparison.matrix_summary import MatrixSummary
 from spectra.krylov.eigenpairs import eigenpairs_unchecked
 from spectra.krylov.results import Progress
 from spectra.operator import SymmetricOperator, Wrapper
@@ -71,9 +71,9 @@ class Ends(NamedTuple):
 
 def compare_pair(
     names: tuple[str, str],
-    portraits: tuple[Portrait, Portrait],
+    summaries: tuple[MatrixSummary, MatrixSummary],
     products: FrobeniusProducts,
-    leading: Mapping[str, Leading],
+    leading: Mapping[str, LeadingEigenpairs],
     k: int,
     ends: Ends,
 ) -> Pair:
@@ -81,9 +81,9 @@ def compare_pair(
     first, second = names
     distance = products.distance(first, second)
     norm = products.norm(first, second).value
-    rounding = norm == 0 or distance.value <= ROUNDING * torch.finfo(portraits[0].operator.dtype).eps
-    largest, smallest = extremes(*portraits, norm if rounding else None, ends)
-    transport, share = distances_of_spectra(*(portrait.measure for portrait in portraits))
+    rounding = norm == 0 or distance.value <= ROUNDING * torch.finfo(summaries[0].operator.dtype).eps
+    largest, smallest = extremes(*summaries, norm if rounding else None, ends)
+    transport, share = distances_of_spectra(*(summary.measure for summary in summaries))
     return Pair(
         first,
         second,
@@ -104,7 +104,7 @@ def compare_pair(
 
 
 def extremes(
-    first: Portrait, second: Portrait, rounding: float | None, ends: Ends
+    first: MatrixSummary, second: MatrixSummary, rounding: float | None, ends: Ends
 ) -> tuple[Extreme | None, Extreme | None]:
     """The largest and the smallest eigenvalue of A - B.
 

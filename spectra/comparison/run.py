@@ -11,11 +11,11 @@ import torch
 from spectra.comparison.batch_products import TAKEN_FOR, batch_products, in_usual_batches
 from spectra.comparison.causes import Cause as Reason
 from spectra.comparison.causes import causes
-from spectra.comparison.comparison import Comparison, compare, refuse_alone
+from spectra.comparison.comparison import Comparison, compare, refuse_single_matrix
 from spectra.comparison.held_out import on_other_data
-from spectra.comparison.portrait import Portrait, timed
+from spectra.comparison.matrix_summary import MatrixSummary, timed
 from spectra.comparison.residuals import residuals
-from spectra.comparison.subsample import BySize, chains, refuse_sizes
+from spectra.comparison.subsample import SubsetEigenvalues, chains, refuse_sizes
 from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.gram import Factor
 from spectra.defaults import COMPARE_PROBES, COMPARE_STEPS, K
@@ -37,10 +37,10 @@ from spectra.records.compare import (
     on_held_out_data,
 )
 from spectra.records.record import Record
+from spectra.run.matrix_set import MatrixSet, PreparedMatrix
 from spectra.run.measurement import Measurement
 from spectra.run.network import Network
 from spectra.run.session import Session
-from spectra.run.together import Prepared, Together
 from spectra.spectrum.classes import class_count, class_structure
 from spectra.spectrum.recording import outliers_of
 from spectra.vectors import norm
@@ -71,7 +71,7 @@ class CompareSettings:
 
     def refuse(self, matrices: Sequence[str]) -> None:
         if not self.parts:
-            refuse_alone(dict.fromkeys(matrices), "curvature", "name two matrices or more, or a `loss_part`")
+            refuse_single_matrix(dict.fromkeys(matrices), "curvature", "name two matrices or more, or a `loss_part`")
         if self.parts and (self.held_out or self.subsample):
             raise SpectraError("`loss_part`: cannot be combined with `held_out` or `subsample`; leave one out")
         if self.subsample:
@@ -85,7 +85,7 @@ class CompareSettings:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonRecord:
     """The record of a comparison, and the data of its figures."""
 
     record: Record
@@ -93,32 +93,34 @@ class Compared:
     held_out: dict[str, Comparison]  # of each matrix with the same matrix on the held-out data, if there are any
 
 
-class Comparing:
+class OperatorComparison:
     """A comparison of matrices in a session."""
 
     def __init__(self, session: Session[CompareSettings]):
-        self.session, self.asked, self.limit = session, session.request.settings, session.request.max_products
-        self.together = Together(session, len(session.names) * (1 + len(self.asked.parts)) + 2)
-        self.products = (self.asked.probes + 1) * self.asked.steps
+        self.session, self.settings, self.limit = session, session.request.settings, session.request.max_products
+        self.matrix_set = MatrixSet(session, len(session.names) * (1 + len(self.settings.parts)) + 2)
+        self.products = (self.settings.probes + 1) * self.settings.steps
 
-    def all_of_it(self) -> Compared:
+    def make_record(self) -> ComparisonRecord:
         """Compare distances, eigenspaces and spectra of the matrices."""
-        matrices = {name: self.together.of(name, self.products) for name in self.session.names}
+        matrices = {name: self.matrix_set.of(name, self.products) for name in self.session.names}
         comparison = self.compared(matrices)
         found = self.measured(matrices, comparison)
-        results = [CompareResult.of(m, self.asked.k, outliers_of(m.answer.measure, None)) for m in found]
+        results = [CompareResult.of(m, self.settings.k, outliers_of(m.answer.measure, None)) for m in found]
         pairs = [Pair.of(pair, comparison.dimension) for pair in comparison.pairs]
-        return Compared(self.session.record(found, results, pairs=pairs, causes=[]), comparison, {})
+        return ComparisonRecord(self.session.record(found, results, pairs=pairs, causes=[]), comparison, {})
 
-    def measured(self, matrices: Mapping[str, Prepared], comparison: Comparison) -> list[Measurement]:
+    def measured(self, matrices: Mapping[str, PreparedMatrix], comparison: Comparison) -> list[Measurement]:
         """The measurement of each matrix alone."""
         return [
             replace(matrices[name].measured(p, p.products, p.seconds), curvature=name)
-            for name, p in comparison.portraits.items()
+            for name, p in comparison.summaries.items()
         ]
 
-    def compared(self, matrices: Mapping[str, Prepared], known: Mapping[str, Portrait] | None = None) -> Comparison:
-        """Check and compare matrices given by name; `known` are portraits of an earlier comparison."""
+    def compared(
+        self, matrices: Mapping[str, PreparedMatrix], known: Mapping[str, MatrixSummary] | None = None
+    ) -> Comparison:
+        """Check and compare matrices given by name; `known` are summaries of an earlier comparison."""
         known = known or {}
         for name, matrix in matrices.items():
             if name not in known:
@@ -126,9 +128,9 @@ class Comparing:
         left = None if self.limit is None else self.limit - max(matrix.checks for matrix in matrices.values())
         return compare(
             {name: matrix.operator for name, matrix in matrices.items()},
-            k=self.asked.k,
-            probes=self.asked.probes,
-            steps=self.asked.steps,
+            k=self.settings.k,
+            probes=self.settings.probes,
+            steps=self.settings.steps,
             generator=self.seeded(),
             max_products=left,
             known=known,
@@ -140,26 +142,26 @@ class Comparing:
         return torch.Generator().manual_seed(self.session.request.seed)
 
 
-class ComparingNetworks(Comparing):
+class NetworkComparison(OperatorComparison):
     """A comparison of matrices of a network, also for parts of the loss and other data, with causes of differences."""
 
-    def all_of_it(self, other: tuple[Problem, dict[str, Any]] | None = None) -> Compared:
+    def make_record(self, other: tuple[Problem, dict[str, Any]] | None = None) -> ComparisonRecord:
         """Compute everything that was requested; `other` is the problem on the held-out data and its description."""
-        problem, names, k = self.session.problem, self.session.names, self.asked.k
-        matrices = {name: self.together.matrix(problem, name, self.products) for name in names}
-        matrices |= self.of_parts(names)
+        problem, names, k = self.session.problem, self.session.names, self.settings.k
+        matrices = {name: self.matrix_set.matrix(problem, name, self.products) for name in names}
+        matrices |= self.compare_parts(names)
         comparison = self.compared(matrices)
-        reasons = self.explained(comparison)
+        reasons = self.find_causes(comparison)
         found = self.measured(matrices, comparison)
-        there, again = self.on_held_out(other[0], matrices, comparison) if other else ([], {})
-        by_size = self.on_subsets(self.asked.subsample) if self.asked.subsample else {}
+        there, again = self.compare_held_out(other[0], matrices, comparison) if other else ([], {})
+        by_size = self.compare_subsets(self.settings.subsample) if self.settings.subsample else {}
         classes = None if self.session.request.preconditioner else class_count(problem)
         structure = self.levels(comparison) if classes else None
 
         results = [CompareResult.of(m, k, outliers_of(m.answer.measure, classes)) for m in found]
         if by_size:
             results = [one.changed(converged=one.converged and by_size[one.curvature].converged) for one in results]
-        here = {name: portrait.eigenpairs.values.numpy() for name, portrait in comparison.portraits.items()}
+        here = {name: summary.eigenpairs.values.numpy() for name, summary in comparison.summaries.items()}
         samples = sum(map(len, self.session.problem.batches))
         record = self.session.record(
             [],
@@ -170,28 +172,28 @@ class ComparingNetworks(Comparing):
             subsample=[Subsample.of(name, one, here[name], samples) for name, one in by_size.items()] or None,
             class_structure=structure,
         )
-        return Compared(record, comparison, again)
+        return ComparisonRecord(record, comparison, again)
 
-    def of_parts(self, names: Sequence[str]) -> dict[str, Prepared]:
+    def compare_parts(self, names: Sequence[str]) -> dict[str, PreparedMatrix]:
         """The matrices of each requested part of the loss, named `matrix, part`."""
         problem, found = self.session.problem, {}
-        for part in self.asked.parts:
+        for part in self.settings.parts:
             alone = replace(problem, loss=part_of(problem.loss, part))
             for name in names:
                 label = of_part(name, part)
-                found[label] = self.together.matrix(alone, name, self.products, label)
+                found[label] = self.matrix_set.matrix(alone, name, self.products, label)
         return found
 
-    def explained(self, comparison: Comparison) -> list[Reason]:
+    def find_causes(self, comparison: Comparison) -> list[Reason]:
         """The reasons why the matrices differ; fisher-batch is left out if the number of products is limited."""
         if not comparison.pairs or self.session.request.preconditioner:  # reasons hold for unpreconditioned matrices
             return []
-        problem, batch, probes = self.session.problem, None, self.asked.probes
+        problem, batch, probes = self.session.problem, None, self.settings.probes
         gradient = mean_gradient(problem)
-        held = [portrait for name, portrait in comparison.portraits.items() if name in TAKEN_FOR]
+        held = [summary for name, summary in comparison.summaries.items() if name in TAKEN_FOR]
         if held and not problem.weight_decay and self.limit is None:
             split = problem if self.session.request.named.get("batch_size") else in_usual_batches(problem)
-            batches = self.together.matrix(split, "fisher-batch", probes, "batches").operator
+            batches = self.matrix_set.matrix(split, "fisher-batch", probes, "batches").operator
             with self.session.listener.work("gradients of batches"), timed(held):
                 batch = batch_products(split, comparison, batches, gradient, probes, self.seeded())
         return causes(
@@ -200,40 +202,40 @@ class ComparingNetworks(Comparing):
 
     def levels(self, comparison: Comparison) -> ClassStructure | None:
         """The class structure of the GGN, if it is among the matrices and fits in memory."""
-        problem, portraits = self.session.problem, comparison.portraits
-        portrait = portraits.get("ggn", portraits.get("fisher"))
-        if portrait is None or not portrait.eigenpairs.values.isfinite().all():
+        problem, summaries = self.session.problem, comparison.summaries
+        summary = summaries.get("ggn", summaries.get("fisher"))
+        if summary is None or not summary.eigenpairs.values.isfinite().all():
             return None
-        estimated = portrait.trace.value - problem.weight_decay * problem.size if portrait.trace else None
-        exact = Factor(problem, "ggn").trace_work() <= portrait.products
+        estimated = summary.trace.value - problem.weight_decay * problem.size if summary.trace else None
+        exact = Factor(problem, "ggn").trace_work() <= summary.products
         try:
-            return ClassStructure.of(class_structure(problem, portrait.eigenpairs, None if exact else estimated))
+            return ClassStructure.of(class_structure(problem, summary.eigenpairs, None if exact else estimated))
         except SpectraError as error:
             self.session.listener.note(str(error))
             return None
 
-    def on_held_out(
-        self, other: Problem, matrices: Mapping[str, Prepared], comparison: Comparison
+    def compare_held_out(
+        self, other: Problem, matrices: Mapping[str, PreparedMatrix], comparison: Comparison
     ) -> tuple[list[Measurement], dict[str, Comparison]]:
         """Compare every matrix with itself on the held-out data; measurements and comparisons there."""
         found, comparisons = [], {}
         for name, matrix in matrices.items():
             there = on_held_out_data(name)
-            two = {name: matrix, there: self.together.matrix(other, name, self.products, there)}
-            comparisons[name] = one = self.compared(two, {name: comparison.portraits[name]})
-            portrait = one.portraits[there]
-            measurement = two[there].measured(portrait, portrait.products, portrait.seconds)
+            two = {name: matrix, there: self.matrix_set.matrix(other, name, self.products, there)}
+            comparisons[name] = one = self.compared(two, {name: comparison.summaries[name]})
+            summary = one.summaries[there]
+            measurement = two[there].measured(summary, summary.products, summary.seconds)
             found.append(replace(measurement, curvature=there))
         return found, comparisons
 
-    def on_subsets(self, sizes: Sequence[int]) -> dict[str, BySize]:
+    def compare_subsets(self, sizes: Sequence[int]) -> dict[str, SubsetEigenvalues]:
         """Find the largest eigenvalues of each matrix on subsets of these sizes."""
-        names, k = self.session.names, self.asked.k
-        found = {name: BySize() for name in names}
+        names, k = self.session.names, self.settings.k
+        found = {name: SubsetEigenvalues() for name in names}
         for chain, size, problem in chains(self.session.problem, sizes, self.session.request.seed):
             for name in names:
                 what = f"{name}, {size} examples, {chain + 1}"
-                matrix = self.together.matrix(problem, name, 20 + 3 * k, what)
+                matrix = self.matrix_set.matrix(problem, name, 20 + 3 * k, what)
                 with self.session.listener.work(what) as progress:
                     cost = {"max_products": self.limit, "progress": progress}
                     pairs = eigenpairs(matrix.operator, k, which="LA", generator=self.seeded(), **cost)
@@ -241,26 +243,27 @@ class ComparingNetworks(Comparing):
         return found
 
 
-def compare_matrices(session: Session[CompareSettings]) -> Compared:
+def compare_matrices(session: Session[CompareSettings]) -> ComparisonRecord:
     """Compare the requested matrices."""
     session.load()
-    if not isinstance(session.subject, Network):
+    if not isinstance(session.matrix_source, Network):
         with session.resumable():
-            return Comparing(session).all_of_it()
-    refuse_left_alone(session)
+            return OperatorComparison(session).make_record()
+    refuse_undefined_defaults(session)
     other = other_data(session)
     with session.resumable():
-        return ComparingNetworks(session).all_of_it(other)
+        return NetworkComparison(session).make_record(other)
 
 
-def refuse_left_alone(session: Session[CompareSettings]) -> None:
+def refuse_undefined_defaults(session: Session[CompareSettings]) -> None:
     """Raise SpectraError where the loss has only one of the matrices that are compared by default."""
-    asked, names = session.request.curvature, session.names
-    if len(names) > 1 or len(asked) < 2 or session.request.settings.parts:
+    requested, names = session.request.curvature, session.names
+    if len(names) > 1 or len(requested) < 2 or session.request.settings.parts:
         return
-    missing = next(note for note in session.about.notes or () if " is left out: " in note)
+    problem = session.problem_record
+    missing = next(note for note in problem.notes or () if " is left out: " in note)
     raise SpectraError(
-        f"`loss` {session.about.loss}: it has no matrix to compare {' '.join(names) or '(none)'} with; {missing}; give "
+        f"`loss` {problem.loss}: it has no matrix to compare {' '.join(names) or '(none)'} with; {missing}; give "
         "a loss of (output, target), or name matrices by `curvature`, such as hessian and fisher-batch"
     )
 
@@ -270,11 +273,11 @@ def other_data(session: Session[CompareSettings]) -> tuple[Problem, dict[str, An
 
     Sizes of subsets that exceed the data are refused here too, before anything is computed. Raises SpectraError.
     """
-    asked, named = session.request.settings, session.request.named
-    if asked.subsample:
-        refuse_sizes(asked.subsample, sum(map(len, session.problem.batches)))
-    if not asked.held_out:
+    settings, named = session.request.settings, session.request.named
+    if settings.subsample:
+        refuse_sizes(settings.subsample, sum(map(len, session.problem.batches)))
+    if not settings.held_out:
         return None
     with session.listener.work("held-out data") as line:
         line.stage("loading")
-        return on_other_data(session.problem, asked.held_out, named["transform"], named["model"])
+        return on_other_data(session.problem, settings.held_out, named["transform"], named["model"])

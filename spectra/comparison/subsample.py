@@ -56,7 +56,7 @@ def trend(sizes: Sequence[int], values: np.ndarray, examples: int) -> Trend:
 
 
 @dataclass
-class BySize:
+class SubsetEigenvalues:
     """The largest eigenvalues of one matrix on subsets, by size and chain, without eigenvectors."""
 
     found: dict[int, list[np.ndarray]] = field(default_factory=dict)

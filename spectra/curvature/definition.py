@@ -24,7 +24,7 @@ from spectra.curvature.engine.differentiation import Apply, Jacobian, gradient
 from spectra.curvature.roots import by_example, decomposed, refuse_indefinite, refuse_tied_examples, root_of
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.densities import DensityLoss, DrawnLoss
+from spectra.problem.densities import DensityLoss, SampledLoss
 from spectra.problem.losses import Distribution, Loss
 from spectra.problem.model_loss import ModelLoss
 from spectra.problem.problem import Problem
@@ -133,7 +133,7 @@ class Definition(ABC):
                 "a custom loss has no known distribution p(y|f) of labels; use ggn or fisher-empirical, or give as "
                 "loss a function of the output that returns a torch.distributions.Distribution of the targets"
             )
-        if self.needs_distribution and not self.draws_labels and isinstance(loss, DrawnLoss):
+        if self.needs_distribution and not self.draws_labels and isinstance(loss, SampledLoss):
             return "a loss with a method draw has no expectation in closed form; use fisher-mc"
         if "loss hessian" in self.derivatives and getattr(loss, "linear", False):
             return IS_ZERO.format("", ", fisher")
@@ -142,13 +142,13 @@ class Definition(ABC):
 
 def has_distribution(loss: Loss) -> bool:
     """Whether the loss is -log p(y|f) of a distribution that it can draw labels from."""
-    return hasattr(loss, "draw") or isinstance(loss, DensityLoss | DrawnLoss)
+    return hasattr(loss, "draw") or isinstance(loss, DensityLoss | SampledLoss)
 
 
 def distribution_of(problem: Problem, batch: Batch) -> Distribution:
     """The distribution of a batch's labels, for a loss that has one."""
     loss = problem.loss
-    if isinstance(loss, DensityLoss | DrawnLoss):
+    if isinstance(loss, DensityLoss | SampledLoss):
         loss = loss.distribution(lambda rows: problem.restored(rows, batch))
     return cast(Distribution, loss)
 

@@ -13,8 +13,8 @@ from spectra.arguments import require_integer
 from spectra.curvature.checks.loss_checks import no_second_derivative, rows_of
 from spectra.curvature.engine.batches import QUARTER, own_batches
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
-from spectra.curvature.engine.economy import economical, with_small_logits
 from spectra.curvature.engine.footprint import Footprint, elements
+from spectra.curvature.engine.memory_plan import plan_memory, with_small_logits
 from spectra.curvature.finite_differences import DifferencedHessian
 from spectra.curvature.matrices import definition
 from spectra.errors import OutOfMemory, SpectraError
@@ -130,15 +130,15 @@ def product_footprint(problem: Problem, memory: int | None = None) -> Footprint:
         if not once:
             try:
                 with explained():
-                    return economical(definition("hessian").linearise, problem, memory).costs
+                    return plan_memory(definition("hessian").linearise, problem, memory).costs
             except OutOfMemory:
                 raise
             except SpectraError:
                 if not isinstance(problem.loss, BatchLoss):
                     with explained():
-                        return economical(DifferencedHessian.of("central", problem).linearise, problem, memory).costs
+                        return plan_memory(DifferencedHessian.of("central", problem).linearise, problem, memory).costs
         with explained():
-            return economical(definition("fisher-empirical").linearise, problem, memory).costs
+            return plan_memory(definition("fisher-empirical").linearise, problem, memory).costs
 
 
 def fitting_batch_size(problem: Problem, examples: int, memory: int | None = None) -> int:

@@ -180,7 +180,7 @@ class FiniteDifferences(Curvature):
         )
 
     @cached_property
-    def ieee(self) -> Curvature | Longer:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def ieee(self) -> Curvature | LongerStep:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The reference for products: the exact matrix, or differences with a longer step where that does not exist.
 
         Twice the step has four times the truncation of the central form, and three times the step has three times that
@@ -199,7 +199,7 @@ class FiniteDifferences(Curvature):
         if self.problem.processes.least(int(self.not_exact is None)):
             return exact
         self.not_exact = self.not_exact or "another rank has no exact products"
-        return Longer(FiniteDifferences(self.problem, self.form, LONGER[self.form] * self.step, self.memory))
+        return LongerStep(FiniteDifferences(self.problem, self.form, LONGER[self.form] * self.step, self.memory))
 
     @property
     def kept_bytes(self) -> int:
@@ -219,10 +219,10 @@ class FiniteDifferences(Curvature):
         """Do nothing: exact products are compared with differences instead, once they are made."""
 
 
-class Longer(Wrapper):
+class LongerStep(Wrapper):
     """Differences with a longer step, in place of exact products that do not exist."""
 
     @property
-    def ieee(self) -> Longer:
+    def ieee(self) -> LongerStep:
         """Return itself, since there is no better reference."""
         return self

@@ -15,15 +15,15 @@ from torch import Tensor
 from spectra.arguments import require_boolean, require_integer
 from spectra.curvature.checks.derivative_check import DerivativeCheckResult, check_derivatives
 from spectra.curvature.checks.loss_checks import refuse_unfit_loss
+from spectra.curvature.checks.model_checks import refuse_one_example, refuse_unfit
 from spectra.curvature.checks.notes import autocast_inside, model_notes
 from spectra.curvature.checks.precision import refuse_precision
-from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
-from spectra.curvature.engine.choices import Choices
+from spectra.curvature.engine.autotuning import Autotuner
 from spectra.curvature.engine.differentiation import Apply, explained, twice_differentiable
-from spectra.curvature.engine.economy import Economy, economical
 from spectra.curvature.engine.execution import add_products
 from spectra.curvature.engine.footprint import Footprint, footprint
 from spectra.curvature.engine.gradients import mean_gradient, outer_product
+from spectra.curvature.engine.memory_plan import MemoryPlan, plan_memory
 from spectra.curvature.engine.products import Products
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.matrices import KERNELS, definition, refuse_unsuited
@@ -81,7 +81,7 @@ class Curvature(Space):
         memory: int | None = None,
         products: int = PRODUCTS,
         check: bool = True,
-        choices: Choices | None = None,
+        choices: Autotuner | None = None,
         precision: str = IEEE,
         compile: bool | None = None,
         tell: Callable[[str], None] = lambda text: None,
@@ -100,7 +100,7 @@ class Curvature(Space):
         self.definition = definition(name)
         self.linearise = self.definition.linearise
         self.memory = memory
-        self.choices = choices or Choices()
+        self.choices = choices or Autotuner()
         self.compile, self.tell = compile, tell
         self.setup_seconds = 0.0
         self.derivative_check: DerivativeCheckResult | None = None  # the result, once the check is done
@@ -109,7 +109,7 @@ class Curvature(Space):
         self._precision = precision  # the one asked for
         self._not_lower: str | None = None  # why products are in ieee nevertheless
         self._loss_fits = False  # whether the loss has been checked
-        self._economy: Economy | None = None  # the problem in a form whose products fit memory
+        self._economy: MemoryPlan | None = None  # the problem in a form whose products fit memory
         self._products: Products | None = None
         self._terms: list[Apply] = []  # terms that belong to no batch
         self._versions = self._parameter_versions()
@@ -255,7 +255,7 @@ class Curvature(Space):
             with collecting_new_objects(), twice_differentiable(self.problem.model), explained():
                 refuse_unfit(self.problem)
                 self._refuse_unfit_loss()
-                self._economy = economical(self.linearise, self.problem, self.memory, whole=not self._resizable)
+                self._economy = plan_memory(self.linearise, self.problem, self.memory, whole=not self._resizable)
                 self._compare(self._economy.costs)
             if self.definition.subtracts_mean_gradient:
                 refuse_one_example(self.problem, self.name)
@@ -301,7 +301,7 @@ class Curvature(Space):
             problem = self._economy.problem if self._economy else self.problem
             self.derivative_check = check_derivatives(problem, self.name, memory, costs)
 
-    def _make_products(self, economy: Economy) -> Products:
+    def _make_products(self, economy: MemoryPlan) -> Products:
         split, name, tell = self.definition.depends_on_batches, self.name, self.tell
         return Products(
             self.linearise,

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import Subset
 
 from spectra.errors import SpectraError, describe
-from spectra.inputs.items import Undivided, Wanted, as_tensor, divided, pair_wanted, plain
+from spectra.inputs.items import CannotSplit, ItemRequirements, as_tensor, pair_wanted, plain, split_item
 from spectra.inputs.samples import chosen_indices
 from spectra.inputs.stacking import CONSTANTS, checked, leaves_of, next_labels, same, widened
 from spectra.problem.batch import Batch
@@ -43,7 +43,7 @@ class Batches:
         return self.batches
 
 
-def batch_of(item: Any, indices: Tensor | None, first: int, wanted: Wanted, what: str, name: str) -> Batch:
+def batch_of(item: Any, indices: Tensor | None, first: int, wanted: ItemRequirements, what: str, name: str) -> Batch:
     """Convert an item of a loader to a batch.
 
     Args:
@@ -59,7 +59,7 @@ def batch_of(item: Any, indices: Tensor | None, first: int, wanted: Wanted, what
     """
     try:
         inputs, targets, count = arranged(item, wanted)
-    except Undivided:
+    except CannotSplit:
         text = f"is a {type(item).__name__}, but every batch has to be {pair_wanted()}"
         raise SpectraError(f"`data`: {what} {text}") from None
     except (ValueError, TypeError) as error:
@@ -76,19 +76,19 @@ def batch_of(item: Any, indices: Tensor | None, first: int, wanted: Wanted, what
         raise SpectraError(f"`data`: x and y of {what} have shapes {shapes}; give them the same first dimension")
     if indices is None or len(indices) != count:
         indices = torch.arange(first, first + count)
-    inputs, targets = tree_map(ordinary, widened((inputs, targets)))
+    inputs, targets = tree_map(without_inference_mode, widened((inputs, targets)))
     checked(inputs, targets, indices, name, wanted)
     if wanted.shift is not None:
         targets = next_labels(targets, wanted.shift, name)
     return Batch(inputs, targets, indices)
 
 
-def arranged(item: Any, wanted: Wanted) -> tuple[Any, Any, int]:
+def arranged(item: Any, wanted: ItemRequirements) -> tuple[Any, Any, int]:
     """Return the inputs and targets of a batch, with lists where entries are examples, and the number of examples.
 
-    The number is 0 where it is not clear. Raises Undivided.
+    The number is 0 where it is not clear. Raises CannotSplit.
     """
-    inputs, targets = tree_map(as_tensor, divided(item, wanted))
+    inputs, targets = tree_map(as_tensor, split_item(item, wanted))
     sizes = {len(leaf) for leaf in tensors_of((inputs, targets)) if leaf.ndim}
     stacked = len(sizes) == 1 and not any(type(leaf) in (int, float) for leaf in tree_leaves(item))
     if wanted.whole and not stacked and is_list_of_examples(item):
@@ -157,7 +157,7 @@ def refuse_uncountable(trees: Any, what: str) -> None:
             raise SpectraError(f"`data`: {what} {text}; give tensors, in tuples or mappings, or lists of examples")
 
 
-def ordinary(leaf: Any) -> Any:
+def without_inference_mode(leaf: Any) -> Any:
     """Copy a tensor that was made under torch.inference_mode(), which has no derivatives; else return the leaf."""
     return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
@@ -187,16 +187,21 @@ def recut(batches: Sequence[Batch], size: int) -> list[Batch]:
         raise SpectraError(f"`batch_size` {size}: {text}; leave `batch_size` out to keep them") from error
 
 
-def own_collate(data: Any) -> Collate | None:
+def collate_fn_of(data: Any) -> Collate | None:
     """Return the `collate_fn` of a data set, or of the data set that a Subset wraps; None without one."""
     found = getattr(data, "collate_fn", None)
     if found is None and isinstance(data, Subset):
-        return own_collate(data.dataset)
+        return collate_fn_of(data.dataset)
     return found if callable(found) else None
 
 
 def collated(
-    raw: Callable[[int], Any], indices: Tensor, collate: Collate, wanted: Wanted, batch_size: int | None, name: str
+    raw: Callable[[int], Any],
+    indices: Tensor,
+    collate: Collate,
+    wanted: ItemRequirements,
+    batch_size: int | None,
+    name: str,
 ) -> list[Batch]:
     """Make batches of the items `raw(i)` with a user's collate_fn.
 

@@ -15,7 +15,7 @@ from spectra.inputs.foreign_formats import ADAPTED, ADAPTER, is_adapter, quantis
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import (
     Match,
-    Wanted,
+    ModelKeys,
     differences,
     is_state_dict,
     matches,
@@ -61,7 +61,7 @@ def load_checkpoint(
             raise input_error(KEY_OPTION, key, f"{path} is an adapter, which has no keys; leave {KEY_OPTION} out")
         return load_adapter(model, *adapter, alone) | {"path": str(path)}
     content, digest = read_checkpoint(path)
-    states, wanted = _state_dicts(content, path), Wanted.of(model)
+    states, wanted = _state_dicts(content, path), ModelKeys.of(model)
     match = _choose(states, wanted, path, key)
     stored = states[match.key]
     if is_adapter(match.names) and not is_adapter(wanted.names):
@@ -98,7 +98,7 @@ def read_parameters(path: str | Path, shapes: Mapping[str, Sequence[int]], key: 
         return _of_shapes(stored_values(read_checkpoint(adapter[1])[0], shapes), shapes, path)
     content, _ = read_checkpoint(path)
     states = _state_dicts(content, path)
-    match = _choose(states, Wanted(shapes, {name: i for i, name in enumerate(shapes)}, ()), path, key)
+    match = _choose(states, ModelKeys(shapes, {name: i for i, name in enumerate(shapes)}, ()), path, key)
     held = {own: states[match.key][written] for written, own in match.names.items()}
     return _of_shapes(held, shapes, path)
 
@@ -125,7 +125,7 @@ def _state_dicts(content: Any, path: str | Path) -> dict[str | None, Mapping]:
     return found
 
 
-def _choose(states: Mapping[str | None, Mapping], wanted: Wanted, path: str | Path, key: str | None) -> Match:
+def _choose(states: Mapping[str | None, Mapping], wanted: ModelKeys, path: str | Path, key: str | None) -> Match:
     """Choose the best match of the file with the model. Raises SpectraError where it is not unique."""
     names = {where: _named(where, state, key) for where, state in states.items()}
     found = [match for where, under in names.items() if under for match in matches(where, under, wanted)]

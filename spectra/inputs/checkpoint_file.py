@@ -26,9 +26,9 @@ from torch import Tensor
 from spectra.errors import describe
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
 from spectra.inputs.checkpoint_folder import ADAPTER_CONFIG, METADATA, inside, is_checkpoint, parts, sha256, together
-from spectra.inputs.distributed_checkpoint import Code, read_distributed
+from spectra.inputs.distributed_checkpoint import UnexpectedObject, read_distributed
 from spectra.inputs.foreign_formats import RESAVE, folders, formats
-from spectra.inputs.pickles import fault
+from spectra.inputs.pickles import find_defect
 from spectra.inputs.safetensors_file import Damaged, read_safetensors
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import some
@@ -41,10 +41,10 @@ HELD = 2**28  # bytes of a file that is read into memory whole; a larger one is 
 NO_WHOLE_MODEL = re.compile(r"-\d+-of-\d+\.|optim|scheduler|scaler|rng_state|training_args")
 
 
-class Ignored:
+class DiscardedObject:
     """A stand-in for an object saved with the weights, which ignores its arguments and state."""
 
-    def __new__(cls, *_args: Any) -> "Ignored":
+    def __new__(cls, *_args: Any) -> "DiscardedObject":
         return object.__new__(cls)
 
     def __init__(self, *_args: Any) -> None: ...
@@ -52,7 +52,7 @@ class Ignored:
     def __setstate__(self, _state: Any) -> None: ...
 
 
-class NumPyArray(Ignored):
+class NumPyArray(DiscardedObject):
     """A stand-in for an array, a class of its own because messages name the class."""
 
 
@@ -74,7 +74,7 @@ BESIDE_WEIGHTS = [
 STAND_INS = [
     (_plain_dict, "collections.defaultdict"),
     *((NumPyArray, f"{module}._reconstruct") for module in NUMPY),
-    *((Ignored, name) for name in BESIDE_WEIGHTS),
+    *((DiscardedObject, name) for name in BESIDE_WEIGHTS),
 ]
 # Packages with objects that Lightning and Hydra save in hyper-parameters and callbacks.
 PACKAGES = (
@@ -126,7 +126,7 @@ def _read_folder(folder: Path) -> tuple[Any, str]:
     """Read a folder of torch.distributed.checkpoint. Raises SpectraError, and OSError."""
     try:
         return read_distributed(folder)
-    except Code as error:
+    except UnexpectedObject as error:
         text = f"its {METADATA} holds {error}, which could run code, so it was not run; save it again"
         raise input_error(OPTION, folder, text) from None
     except Damaged as error:
@@ -212,7 +212,7 @@ def _format_of(file: Path) -> Format:
 
 
 def _load(held: IO[bytes], size: int, mapped: Path | None = None) -> Any:
-    if text := fault(held, size):
+    if text := find_defect(held, size):
         raise Damaged(text)
     with warnings.catch_warnings(action="ignore"), only_globals(STAND_INS):
         torch.serialization.add_safe_globals(_of_packages(held))
@@ -242,7 +242,7 @@ def _of_packages(file: IO[bytes]) -> list[Any]:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except Exception:  # not a zip file, or a damaged one, which reading it reports
         return []
-    return [(Ignored, name) for name in named if name.startswith(PACKAGES)]
+    return [(DiscardedObject, name) for name in named if name.startswith(PACKAGES)]
 
 
 def _unreadable(file: IO[bytes], error: Exception) -> str:

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from spectra.errors import describe
 from spectra.files import open_regular
-from spectra.inputs.batches import Batches, Collate, own_collate
+from spectra.inputs.batches import Batches, Collate, collate_fn_of
 from spectra.inputs.data_module import training_loader
 from spectra.inputs.examples import Data, read
 from spectra.inputs.graphs import are_graphs, read_graphs
-from spectra.inputs.items import TARGETS, WEIGHTS, Undivided, Wanted, divided
+from spectra.inputs.items import TARGETS, WEIGHTS, CannotSplit, ItemRequirements, split_item
 from spectra.inputs.loaders import loaded
 from spectra.inputs.registers import DATA
 from spectra.inputs.safetensors_file import read_safetensors
@@ -31,11 +31,11 @@ from spectra.inputs.spec import (
     call,
     check_options,
     input_error,
-    neighbour,
     parse_spec,
     resolve,
+    sibling_attribute,
     suggest,
-    told_missing,
+    unreadable_reason,
 )
 from spectra.inputs.text import TEXT, tokens
 from spectra.inputs.transform import TO_TENSOR, Transform
@@ -56,7 +56,7 @@ def load_data(
     samples: int | None,
     seed: int,
     transform: Transform = TO_TENSOR,
-    wanted: Wanted | None = None,
+    wanted: ItemRequirements | None = None,
     batch_size: int | None = None,
 ) -> Data | Batches:
     """Load the examples that `spec` names, or `samples` of them, chosen with the seed without replacement.
@@ -80,7 +80,7 @@ def load_data(
     """
     name, options = parse_spec(spec, OPTION)
     used = transform if transform.typed or _holds_images(name) else None
-    wanted = wanted or Wanted()
+    wanted = wanted or ItemRequirements()
     with seeded(seed):
         source = _source(name, options, wanted)
         made = source if isinstance(source, NamedData) else NamedData(source, ())
@@ -112,13 +112,13 @@ def is_loader(source: Any) -> bool:
 
 def collate_of(name: str, source: Any) -> Collate | None:
     """Return the user's `collate_fn`, an attribute of the data set or of its file; None where there is none."""
-    own = own_collate(source)
+    own = collate_fn_of(source)
     if own is None and is_place(name):
-        own = neighbour(name, "collate_fn")
+        own = sibling_attribute(name, "collate_fn")
     return own if callable(own) else None
 
 
-def graph_data(source: Any, samples: int | None, seed: int, name: str, wanted: Wanted) -> Data:
+def graph_data(source: Any, samples: int | None, seed: int, name: str, wanted: ItemRequirements) -> Data:
     """Read the examples of a graph or of a collection of graphs. Raises SpectraError."""
     batch = read_graphs(source, samples, seed, name)
     return Data(batch.inputs, None if wanted.whole else batch.targets, batch.indices)
@@ -132,7 +132,7 @@ def _is_folder(name: str) -> bool:
     return name not in DATA.own and os.path.isdir(name)
 
 
-def _source(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
+def _source(name: str, options: dict[str, Any], wanted: ItemRequirements) -> Any:
     """Make the arrays, the data set or the batches that a name stands for. Raises SpectraError."""
     if source := source_of(SOURCES, name):
         return source.make(name, options, wanted)
@@ -142,16 +142,16 @@ def _source(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
     raise input_error(OPTION, name, unknown(name, forms(SOURCES)))
 
 
-def _of_register(name: str, options: dict[str, Any], _wanted: Wanted) -> Any:
+def _of_register(name: str, options: dict[str, Any], _wanted: ItemRequirements) -> Any:
     DATA.warn_of_clash(name, OPTION)
     return call(DATA.load(name, OPTION), name, options, OPTION)
 
 
-def _of_place(name: str, options: dict[str, Any], _wanted: Wanted) -> Any:
+def _of_place(name: str, options: dict[str, Any], _wanted: ItemRequirements) -> Any:
     return call(resolve(name, OPTION), name, options, OPTION)
 
 
-def _images(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
+def _images(name: str, options: dict[str, Any], wanted: ItemRequirements) -> Any:
     if DATA.is_added(name):
         text = (
             f"{OPTION} {quoted(name)}: it is the folder here; the data of the package {DATA[name].package} are not used"
@@ -204,11 +204,11 @@ READERS: dict[str, tuple[Callable[[str, bool], tuple[dict[str, Any], list[str]]]
 }
 
 
-def _arrays(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
+def _arrays(name: str, options: dict[str, Any], wanted: ItemRequirements) -> Any:
     """Read the arrays in a file: x and y, or arrays named as the model's arguments with labels among them."""
     check_options(digits, name, options, OPTION)  # it takes no options, like digits
     if not os.path.isfile(name):
-        raise input_error(OPTION, name, f"{told_missing(name, 'there is no such file')}; check the path")
+        raise input_error(OPTION, name, f"{unreadable_reason(name, 'there is no such file')}; check the path")
     load, way_out = READERS[Path(name).suffix]
     try:
         arrays, others = load(name, wanted.whole and not wanted.forwards)  # a loss of (model, batch) may use any
@@ -221,8 +221,8 @@ def _arrays(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
     if arrays.keys() == set(PAIR):
         return NamedData((arrays["x"], arrays["y"]), notes)
     try:
-        divided(arrays, wanted)
-    except Undivided:
+        split_item(arrays, wanted)
+    except CannotSplit:
         names = ", ".join(quoted(key, SHORT) for key in arrays) or "nothing"
         named = f"or arrays named as the model's arguments and {' or '.join(TARGETS)}"
         text = f"it needs arrays x and y, {named}, but it holds {names}; {way_out}"
@@ -230,7 +230,7 @@ def _arrays(name: str, options: dict[str, Any], wanted: Wanted) -> Any:
     return NamedData(arrays["x"] if list(arrays) == ["x"] else arrays, notes)
 
 
-def _torchvision(name: str, options: dict[str, Any], _wanted: Wanted, short: str | None = None) -> Any:
+def _torchvision(name: str, options: dict[str, Any], _wanted: ItemRequirements, short: str | None = None) -> Any:
     """Make a data set of torchvision, without its transform: `read` applies the transform, as for all data."""
     from torchvision import datasets
 

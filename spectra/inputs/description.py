@@ -14,9 +14,9 @@ from spectra.curvature.checks.notes import model_notes
 from spectra.curvature.evaluation import Evaluation, evaluate
 from spectra.devices import name_of_device
 from spectra.inputs.devices import recorded_device
-from spectra.inputs.given import GIVEN, data_name, unwrapped
 from spectra.inputs.loss_options import loss_name
-from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem
+from spectra.inputs.python_objects import GIVEN, data_name, unwrapped
+from spectra.problem.input_problem import INPUTS, PARAMETERS, InputProblem
 from spectra.problem.losses import Loss
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
@@ -52,7 +52,7 @@ def problem_record(
     place, sizes = problem.device, [len(batch) for batch in problem.batches]
     device = recorded_device(place, typed.get("device"))
     return ProblemRecord.known(
-        **sizes_of(problem),
+        **parameter_sizes(problem),
         examples=problem.examples,
         precondition=None,
         **typed | {"samples": sum(sizes), "batch_size": max(sizes), "device": device},
@@ -66,7 +66,7 @@ def problem_record(
     )
 
 
-def sizes_of(problem: Problem) -> dict[str, Any]:
+def parameter_sizes(problem: Problem) -> dict[str, Any]:
     """Return the numbers and shapes of the parameters (or inputs) to differentiate by, and the size of the model."""
     if isinstance(problem, InputProblem):
         (inputs,) = problem.leaves

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spectra.devices import WITHOUT_FLOAT64
 from spectra.errors import ArgumentError, SpectraError, describe
-from spectra.inputs.given import device_and_dtype
+from spectra.inputs.python_objects import device_and_dtype
 from spectra.problem.batch import Batch
 from spectra.problem.model_inputs import map_tensors
 from spectra.wording import dtype_name
@@ -30,7 +30,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(f"`device` {name}: is not available ({describe(error)}); use cpu, or auto") from error
     if device.type == "cuda":
-        return choose_card(device)
+        return choose_cuda_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise SpectraError(f"`device` {name}: torch finds no Apple GPU here; use `device` cpu, or auto")
     try:
@@ -39,7 +39,7 @@ def choose_device(name: str | torch.device) -> torch.device:
         raise ArgumentError(f"`device` {name}: is not available ({describe(error)}); use cpu, or auto") from error
 
 
-def choose_card(device: torch.device) -> torch.device:
+def choose_cuda_device(device: torch.device) -> torch.device:
     """Return a CUDA device with its index. Raises SpectraError where it does not exist."""
     if not torch.cuda.is_available():
         raise SpectraError(f"`device` {device}: torch finds no CUDA device here; use `device` cpu, or auto")
@@ -51,9 +51,9 @@ def choose_card(device: torch.device) -> torch.device:
     return device
 
 
-def recorded_device(device: torch.device, asked: str | torch.device | None = None) -> str:
+def recorded_device(device: torch.device, requested: str | torch.device | None = None) -> str:
     """Name a device for a record, with its index if that was typed or is not 0."""
-    return str(device) if device.index or ":" in str(asked) else device.type
+    return str(device) if device.index or ":" in str(requested) else device.type
 
 
 def choose_own_device(model: str | nn.Module, device: str | torch.device | None) -> torch.device:
@@ -63,7 +63,7 @@ def choose_own_device(model: str | nn.Module, device: str | torch.device | None)
     return choose_device("auto" if device is None else device)
 
 
-def choose_place(
+def choose_device_and_dtype(
     model: str | nn.Module, device: str | torch.device | None, dtype: str | torch.dtype | None
 ) -> tuple[torch.device, torch.dtype]:
     """Return the device and dtype of a problem: as requested, else those of a module, else auto and float32.
@@ -112,7 +112,7 @@ def cast_tensors(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return map_tensors(moved, tree)
 
 
-def brought(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+def batch_to_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """Move a batch to `device`, and cast its floating and complex tensors to the precision of `dtype`."""
     inputs, targets = cast_tensors((batch.inputs, batch.targets), device, dtype)
     return Batch(inputs, targets, batch.indices.to(device))

@@ -26,7 +26,7 @@ from torch import Tensor
 from spectra.errors import describe
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
 from spectra.inputs.checkpoint_folder import METADATA, SHARD, together
-from spectra.inputs.pickles import fault
+from spectra.inputs.pickles import find_defect
 from spectra.inputs.safetensors_file import Damaged
 from spectra.quoting import quoted
 
@@ -41,7 +41,7 @@ SAVED_BY_TORCH = (
 DEEPEST = 20  # parts of a tensor's path in the saved mapping
 
 
-class Code(ValueError):
+class UnexpectedObject(ValueError):
     """The metadata names an object that torch never writes there; the message is the object's name."""
 
 
@@ -68,7 +68,7 @@ class Unpickler(pickle.Unpickler):
     """Unpickler of `.metadata` that replaces each class that torch writes there by a stand-in."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """Return the stand-in for a known class. Raises Code for any other object."""
+        """Return the stand-in for a known class. Raises UnexpectedObject for any other object."""
         if (name := f"{module_name}.{global_name}") in SAVED_BY_TORCH:
             return StandIn
         if name == "torch.Size":
@@ -77,10 +77,10 @@ class Unpickler(pickle.Unpickler):
             return OrderedDict
         if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             return None  # dtypes come from the tensors themselves
-        raise Code(name)
+        raise UnexpectedObject(name)
 
 
-class Piece(NamedTuple):
+class TensorChunk(NamedTuple):
     """One part of a tensor, and its place in a shard."""
 
     name: str  # of the tensor
@@ -94,7 +94,7 @@ class Piece(NamedTuple):
 def read_distributed(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the saved mapping of names to tensors, nested as it was saved, and the SHA-256 of the folder's files.
 
-    Raises OSError, Code where the metadata names code, and Damaged where the shards contradict the metadata.
+    Raises OSError, UnexpectedObject where the metadata names code, and Damaged where the shards contradict it.
     """
     written = read_bounded(folder / METADATA, WRITTEN_BY_US)
     places, shards = _described(written)
@@ -118,7 +118,7 @@ def read_distributed(folder: Path) -> tuple[dict[str, Any], str]:
     return _nested(made.whole(), places), together(digests)
 
 
-def _described(written: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str, list[Piece]]]:
+def _described(written: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str, list[TensorChunk]]]:
     """Return the path of each tensor in the saved mapping, and the pieces in each shard."""
     try:
         metadata = _unpickled(written)
@@ -135,7 +135,7 @@ def _described(written: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str, li
             places[name] = place
             for piece, file in _pieces(name, entry, infos):
                 shards[file].append(piece)
-    except (Code, Damaged):
+    except (UnexpectedObject, Damaged):
         raise
     except Exception as error:
         raise Damaged(f"its {METADATA} has an unknown structure ({describe(error)})") from error
@@ -143,7 +143,7 @@ def _described(written: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str, li
 
 
 def _unpickled(written: bytes) -> StandIn:
-    if text := fault(io.BytesIO(written), len(written)):
+    if text := find_defect(io.BytesIO(written), len(written)):
         raise Damaged(text)
     for opcode, argument, _ in pickletools.genops(written):
         # CPython allocates as many entries as the largest index of a PUT.
@@ -155,7 +155,7 @@ def _unpickled(written: bytes) -> StandIn:
     return found
 
 
-def _pieces(name: str, entry: StandIn, infos: dict) -> Iterator[tuple[Piece, str]]:
+def _pieces(name: str, entry: StandIn, infos: dict) -> Iterator[tuple[TensorChunk, str]]:
     """Yield the pieces of one tensor, each with the name of its shard."""
     whole = _shape(entry["size"])
     for chunk in entry["chunks"]:
@@ -169,7 +169,7 @@ def _pieces(name: str, entry: StandIn, infos: dict) -> Iterator[tuple[Piece, str
         inside = len(whole) == len(offsets) == len(sizes)
         if not (inside and all(o + s <= n for o, s, n in zip(offsets, sizes, whole, strict=True))):
             raise Damaged(f"a piece of {quoted(name, 60)} lies outside its shape")
-        yield Piece(name, whole, offsets, sizes, start, length), file
+        yield TensorChunk(name, whole, offsets, sizes, start, length), file
 
 
 def _shape(numbers: Any) -> tuple[int, ...]:
@@ -182,12 +182,12 @@ def _offset(numbers: Any) -> tuple[int, ...] | None:
     return None if numbers is None else _shape(numbers)
 
 
-def _tensor(opened: BufferedReader, piece: Piece) -> Tensor:
+def _tensor(opened: BufferedReader, piece: TensorChunk) -> Tensor:
     """Read one piece of a tensor from its shard."""
     shown = quoted(piece.name, 60)
     opened.seek(piece.start)
     held = io.BytesIO(opened.read(piece.length))
-    if text := fault(held, piece.length):
+    if text := find_defect(held, piece.length):
         raise Damaged(text)
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -207,7 +207,7 @@ class _Assembly:
         self.covered: dict[str, Tensor] = {}  # masks of the entries read so far, for tensors in several pieces
         self.most = 0  # bytes of all shards
 
-    def add(self, piece: Piece, values: Tensor) -> None:
+    def add(self, piece: TensorChunk, values: Tensor) -> None:
         if piece.sizes == piece.whole:
             self.tensors[piece.name] = values
             self.covered.pop(piece.name, None)

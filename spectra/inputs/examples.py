@@ -14,7 +14,16 @@ from torch.utils.data import IterableDataset
 from spectra.curvature.evaluation import cut_batches
 from spectra.errors import SpectraError, describe
 from spectra.inputs.batches import READ_TWICE, Batches, Collate, can_be_cut, collated
-from spectra.inputs.items import Undivided, Wanted, described, divided, is_numbers, is_pair, pair_wanted, plain
+from spectra.inputs.items import (
+    CannotSplit,
+    ItemRequirements,
+    describe_item,
+    is_numbers,
+    is_pair,
+    pair_wanted,
+    plain,
+    split_item,
+)
 from spectra.inputs.samples import chosen_indices
 from spectra.inputs.spec import WHERE, input_error
 from spectra.inputs.stacking import checked, named, next_labels, same, stacked, widened
@@ -64,7 +73,7 @@ def read(
     seed: int,
     transform: Transform | None,
     name: str,
-    wanted: Wanted | None = None,
+    wanted: ItemRequirements | None = None,
     collate: Collate | None = None,
     batch_size: int | None = None,
 ) -> Data | Batches:
@@ -83,7 +92,7 @@ def read(
     Raises:
         SpectraError: as `load_data` does.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or ItemRequirements()
     if (arrays := as_arrays(source, wanted, name)) is not None:
         if wanted.whole and len(sizes := lengths(arrays)) > 1 and 0 not in sizes:
             # Such as points inside and on the boundary of a domain: one batch, which is not cut.
@@ -110,7 +119,7 @@ def read(
 
 
 def finished(
-    examples: tuple[Any, Any], indices: Tensor, name: str, wanted: Wanted, transform: Transform | None = None
+    examples: tuple[Any, Any], indices: Tensor, name: str, wanted: ItemRequirements, transform: Transform | None = None
 ) -> Data:
     """Check stacked examples (x, y), and return them as Data. Raises SpectraError for values that cannot be used."""
     inputs, targets = widened(examples)
@@ -120,7 +129,7 @@ def finished(
     return Data(inputs, targets, indices, transform and transform.name)
 
 
-def as_arrays(source: Any, wanted: Wanted, name: str) -> Arrays | None:
+def as_arrays(source: Any, wanted: ItemRequirements, name: str) -> Arrays | None:
     """Return the arrays of all examples in `source` as tensors; None where it is a data set of items."""
     if not is_arrays(source, wanted):
         return None
@@ -131,12 +140,12 @@ def as_arrays(source: Any, wanted: Wanted, name: str) -> Arrays | None:
             OPTION, name, f"its arrays do not hold numbers ({describe(error)}); give x and y as arrays of numbers"
         ) from error
     try:
-        return Arrays(*divided(tensors, wanted))
-    except Undivided:
-        raise input_error(OPTION, name, f"it holds a {described(source)}; give {pair_wanted()}") from None
+        return Arrays(*split_item(tensors, wanted))
+    except CannotSplit:
+        raise input_error(OPTION, name, f"it holds a {describe_item(source)}; give {pair_wanted()}") from None
 
 
-def is_arrays(source: Any, wanted: Wanted) -> bool:
+def is_arrays(source: Any, wanted: ItemRequirements) -> bool:
     """Whether `source` holds all examples as arrays: a pair (x, y), a mapping, or, if the loss allows it, one array or
     a tuple. Lists of numbers in a tuple or mapping count as arrays.
     """
@@ -207,17 +216,17 @@ class Items:
     source: Any
     name: str
     transform: Transform | None
-    wanted: Wanted | None  # None: the items are pairs already
+    wanted: ItemRequirements | None  # None: the items are pairs already
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         item, transform = self.fetched(index), self.transform
         if transform and self.wanted and self.wanted.whole and is_pair(item):
             item, transform = (transform(item[0], index), item[1]), None
         try:
-            x, y = divided(item, self.wanted) if self.wanted else item
+            x, y = split_item(item, self.wanted) if self.wanted else item
             x = plain(x)
-        except Undivided:
-            text = f"example {index} is a {described(item)}; every item has to be {pair_wanted()}"
+        except CannotSplit:
+            text = f"example {index} is a {describe_item(item)}; every item has to be {pair_wanted()}"
             raise input_error(OPTION, self.name, text) from None
         except Exception as error:
             raise self.failure(index, error) from error
@@ -230,7 +239,7 @@ class Items:
             return item
         if is_pair(item):
             return self.transform(item[0], index), item[1]
-        text = f"it needs pairs (x, y), but example {index} is a {described(item)}; transform it in its collate_fn"
+        text = f"it needs pairs (x, y), but example {index} is a {describe_item(item)}; transform it in its collate_fn"
         raise input_error("`transform`", self.transform.name, text)
 
     def fetched(self, index: int) -> Any:
@@ -257,7 +266,7 @@ def read_twice(item: Callable[[int], Any], chosen: list[int], name: str, transfo
     return head
 
 
-def _stacked(items: Items, chosen: list[int], wanted: Wanted) -> tuple[Any, Any]:
+def _stacked(items: Items, chosen: list[int], wanted: ItemRequirements) -> tuple[Any, Any]:
     """Read the chosen items once, the first few of them twice, and stack them."""
     found = read_twice(items.__getitem__, chosen, items.name, items.transform)
     found += [items[index] for index in chosen[READ_TWICE:]]

@@ -41,7 +41,7 @@ class Arguments:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ItemRequirements:
     """What the loss and the model need of an item, which decides how it is divided into inputs and targets."""
 
     whole: bool = False  # the item is not divided, for a loss of (model, batch)
@@ -52,10 +52,10 @@ class Wanted:
     shift: int | None = None  # the ignored label, if labels of tokens are to be shifted by one place; else None
 
 
-def wanted_by(loss: Loss, model: nn.Module | None = None, name: str | None = None) -> Wanted:
+def item_requirements(loss: Loss, model: nn.Module | None = None, name: str | None = None) -> ItemRequirements:
     """Return what a loss and a model need of an item; `name` is the model's name as typed."""
     whole = isinstance(loss, BatchLoss)
-    return Wanted(
+    return ItemRequirements(
         whole=whole,
         trees=isinstance(loss, CustomLoss),
         takes=Arguments() if model is None else arguments_of(model),
@@ -76,14 +76,14 @@ def arguments_of(model: nn.Module) -> Arguments:
     return Arguments(tuple(p.name for p in named), needed, any(p.kind is p.VAR_KEYWORD for p in parameters))
 
 
-class Undivided(ValueError):
+class CannotSplit(ValueError):
     """An item has another form, or lacks the targets that the loss needs."""
 
 
-def divided(item: Any, wanted: Wanted) -> tuple[Any, Any]:
+def split_item(item: Any, wanted: ItemRequirements) -> tuple[Any, Any]:
     """Divide an item into the trees of inputs and targets; targets are None where there are none.
 
-    Raises Undivided.
+    Raises CannotSplit.
     """
     tree = as_mapping(item)
     if wanted.whole:
@@ -91,12 +91,12 @@ def divided(item: Any, wanted: Wanted) -> tuple[Any, Any]:
     if is_pair(tree):
         return plain(tree[0]), plain(tree[1])
     if isinstance(tree, Mapping):
-        return divided_mapping(tree, wanted)
+        return split_mapping(tree, wanted)
     if wanted.trees and isinstance(tree, tuple | list) and len(tree) == 1:
         return plain(tree[0]), None
     if wanted.trees and not isinstance(tree, tuple | list):
         return plain(tree), None
-    raise Undivided
+    raise CannotSplit
 
 
 def is_pair(item: Any) -> bool:
@@ -104,7 +104,7 @@ def is_pair(item: Any) -> bool:
     return isinstance(item, tuple | list) and len(item) == 2
 
 
-def labelled(item: Any, wanted: Wanted) -> Any:
+def labelled(item: Any, wanted: ItemRequirements) -> Any:
     """A pair (x, y) as the first argument and the labels of a model that is asked for its own loss; else the item."""
     takes = wanted.takes.names
     if not (wanted.forwards and is_pair(item) and TARGETS[0] in takes[1:]):
@@ -112,14 +112,14 @@ def labelled(item: Any, wanted: Wanted) -> Any:
     return {takes[0]: item[0], TARGETS[0]: item[1]}
 
 
-def divided_mapping(tree: Mapping[str, Any], wanted: Wanted) -> tuple[Any, Any]:
-    """Divide a mapping, which has targets under a name of TARGETS, into inputs and targets. Raises Undivided."""
+def split_mapping(tree: Mapping[str, Any], wanted: ItemRequirements) -> tuple[Any, Any]:
+    """Divide a mapping, which has targets under a name of TARGETS, into inputs and targets. Raises CannotSplit."""
     rest = {str(key): value for key, value in tree.items()}
     under = [key for key in TARGETS if key in rest]
     if not under:
         under = [key for key in OTHER_TARGETS if key in rest and key not in wanted.takes.names]
     if len(under) > 1 or (not under and not wanted.trees) or len(rest) == len(under):
-        raise Undivided
+        raise CannotSplit
     targets = plain(rest.pop(under[0])) if under else None
     weights = [key for key in WEIGHTS if key in rest and key not in wanted.takes.names]
     if under and weights and len(rest) > 1:
@@ -135,7 +135,7 @@ def pair_wanted() -> str:
     return f"a pair (x, y), or a mapping with y under {' or '.join(TARGETS)}{others}"
 
 
-def described(item: Any) -> str:
+def describe_item(item: Any) -> str:
     """Describe an item for a message: its type, and its keys or its length."""
     came = type(item).__name__
     if isinstance(item, Mapping):

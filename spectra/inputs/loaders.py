@@ -23,7 +23,7 @@ from spectra.files import in_units
 from spectra.inputs.batches import READ_TWICE, Batches, batch_of, chosen, recut
 from spectra.inputs.graphs import batch_of as graphs_of
 from spectra.inputs.graphs import is_graph
-from spectra.inputs.items import Wanted, as_tensor, plain
+from spectra.inputs.items import ItemRequirements, as_tensor, plain
 from spectra.inputs.seeding import seeded
 from spectra.inputs.spec import WHERE
 from spectra.inputs.stacking import same
@@ -37,7 +37,7 @@ MOST = 3 * 10**5  # batches of data without a length: about a minute of reading
 FINITE = "the data must be finite and repeatable"
 
 
-class Recorded:
+class RecordingBatchSampler:
     """A batch sampler that remembers the indices that it has yielded."""
 
     def __init__(self, sampler: Any):
@@ -53,7 +53,9 @@ class Recorded:
         return len(self.sampler)
 
 
-def loaded(data: Any, samples: int | None, seed: int, batch_size: int | None, wanted: Wanted, name: str) -> Batches:
+def loaded(
+    data: Any, samples: int | None, seed: int, batch_size: int | None, wanted: ItemRequirements, name: str
+) -> Batches:
     """Read all batches of an iterable once, then choose `samples` examples and change the batch size if requested.
 
     Raises:
@@ -125,20 +127,20 @@ def reason(error: Exception) -> str:
     return describe(error)
 
 
-def numbered(data: Any) -> tuple[Any, Recorded | None]:
+def numbered(data: Any) -> tuple[Any, RecordingBatchSampler | None]:
     """Return data to iterate over and, for a DataLoader, the sampler that records the indices of its examples.
 
     The loader itself is not changed: a copy of it gets that sampler.
     """
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset) or data.batch_sampler is None:
         return data, None
-    twin, recorded = copy.copy(data), Recorded(data.batch_sampler)
+    twin, recorded = copy.copy(data), RecordingBatchSampler(data.batch_sampler)
     twin.__dict__ |= {"batch_sampler": recorded, "_iterator": None}  # DataLoader itself refuses to change a sampler
     return twin, recorded
 
 
 def read_batches(
-    data: Iterable[Any], recorded: Recorded | None, first: list[Any], wanted: Wanted, name: str
+    data: Iterable[Any], recorded: RecordingBatchSampler | None, first: list[Any], wanted: ItemRequirements, name: str
 ) -> Iterator[Batch]:
     """Yield the batches; examples are numbered as in the data set where that is known, else in order.
 
@@ -181,7 +183,7 @@ def refuse_endless(batches: int, size: int, name: str) -> None:
         raise SpectraError(f"`data`: {text}: give a list of some batches, such as list(itertools.islice(data, 100))")
 
 
-def indices_of(recorded: Recorded | None, number: int) -> Tensor | None:
+def indices_of(recorded: RecordingBatchSampler | None, number: int) -> Tensor | None:
     """Return the indices of a batch's examples in the data set; None where they are unknown or not integers."""
     if recorded is None or number >= len(recorded.given):
         return None
@@ -189,7 +191,7 @@ def indices_of(recorded: Recorded | None, number: int) -> Tensor | None:
     return torch.tensor(found) if all(type(index) is int and index >= 0 for index in found) else None
 
 
-def loader_notes(data: Any, recorded: Recorded | None) -> tuple[str, ...]:
+def loader_notes(data: Any, recorded: RecordingBatchSampler | None) -> tuple[str, ...]:
     """Return notes on a loader that shuffles, or leaves examples out."""
     if recorded is None:
         return ()
@@ -204,7 +206,7 @@ def loader_notes(data: Any, recorded: Recorded | None) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def refuse_changing(data: Any, recorded: Recorded | None, first: Any, name: str) -> None:
+def refuse_changing(data: Any, recorded: RecordingBatchSampler | None, first: Any, name: str) -> None:
     """Raise SpectraError where the first examples are different when they are read again.
 
     The first examples of a DataLoader are read twice by their indices, since the loader may shuffle. For other data,

@@ -19,7 +19,7 @@ from spectra.inputs.spec import call, check_options, input_error, parse_spec, re
 from spectra.inputs.torch_losses import is_torchs, others, recognised
 from spectra.inputs.user_loss import takes_model
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.densities import DensityLoss, DrawnLoss, names_density
+from spectra.problem.densities import DensityLoss, SampledLoss, returns_distribution
 from spectra.problem.losses import CustomLoss, Loss
 
 OPTION = "`loss`"
@@ -81,7 +81,7 @@ def _function(found: Any, name: str, options: dict[str, Any], signature: str | N
         came = type(found).__name__
         raise input_error(OPTION, name, f"expected a callable, got {came}; name a function of (output, target)")
     if not is_torchs(found):  # losses of PyTorch may take several outputs and targets
-        taken = ["output"] if names_density(found) else ["output", "target"]
+        taken = ["output"] if returns_distribution(found) else ["output", "target"]
         if takes_model(found, name, signature):
             taken = ["model", "batch"]
         check_options(found.forward if isinstance(found, nn.Module) else found, name, options, OPTION, taken)
@@ -115,5 +115,5 @@ def loss_of(
         return others(function, name, reduction)
     if takes_model(bare, name, signature):
         return BatchLoss(function, name, reduction=reduction)
-    kind = DrawnLoss if hasattr(bare, "draw") else DensityLoss if names_density(bare) else CustomLoss
+    kind = SampledLoss if hasattr(bare, "draw") else DensityLoss if returns_distribution(bare) else CustomLoss
     return kind(function, name, reduction=reduction)

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from spectra.errors import SpectraError, describe
 from spectra.inputs import programs, timm_model, transformers_model
-from spectra.inputs.origin import names_file
+from spectra.inputs.code_origin import names_file
 from spectra.inputs.registers import MODELS
 from spectra.inputs.seeding import seeded
 from spectra.inputs.sources import Built, Source, forms, half_notes, is_place, source_of
@@ -184,17 +184,17 @@ def _weights(name: str, options: dict[str, Any]) -> Any:
         return None
     from torchvision import models
 
-    short, asked = _known(name), options.get("weights")
+    short, requested = _known(name), options.get("weights")
     if "pretrained" in options:
         raise input_error(OPTION, f"{name}?pretrained", "torchvision selects weights by name; write weights=DEFAULT")
-    if asked is None:
+    if requested is None:
         return None
     weights = models.get_model_weights(short)
     try:
-        return weights.verify(asked)
+        return weights.verify(requested)
     except (KeyError, TypeError) as error:
-        text = f"{short} has no weights {asked!r}; {suggest(str(asked), weights.__members__)}"
-        raise input_error(OPTION, f"{name}?weights={asked}", text) from error
+        text = f"{short} has no weights {requested!r}; {suggest(str(requested), weights.__members__)}"
+        raise input_error(OPTION, f"{name}?weights={requested}", text) from error
 
 
 def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:

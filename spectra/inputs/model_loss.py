@@ -39,7 +39,7 @@ VALUE, SLOPE = 1e-5, 1e-4  # relative tolerances of losses and gradients in floa
 
 
 @dataclass(frozen=True)
-class Recognised:
+class RecognisedLoss:
     """A model's own loss as a loss of its logits, and the batches prepared for it."""
 
     loss: Loss
@@ -49,7 +49,7 @@ class Recognised:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LossHypothesis:
     """One hypothesis about a model's own loss: which of our losses it is, and how targets are made from labels."""
 
     loss: Loss
@@ -63,7 +63,7 @@ class Reading:
         return labels[..., None] if self.column else labels
 
 
-def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Tensor]) -> Recognised | None:
+def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[Tensor]) -> RecognisedLoss | None:
     """Find the loss of the logits that equals the model's own loss; None where the model computes something else.
 
     Args:
@@ -85,20 +85,20 @@ def recognise(model: nn.Module, batches: Sequence[Batch], parameters: Sequence[T
         views = []
         for keep in (False, True):  # whether labels stay among the inputs: some models need them to return logits
             halves = [separated(batch, key, keep) for batch in (first, last)]
-            output, shown = shown_logits(model, halves[0].inputs, logits)
+            output, shown = find_logits(model, halves[0].inputs, logits)
             if shown is not None:
                 views.append((keep, halves, output, shown))
         for keep, halves, output, shown in views:
-            for reading in readings(shown, halves[0].targets, ignored):
+            for reading in loss_hypotheses(shown, halves[0].targets, ignored):
                 pairs = zip((first, last), halves, strict=True)
                 if all(agree(model, whole, half, output, reading, parameters) for whole, half in pairs):
                     made = [separated(batch, key, keep) for batch in batches]
                     made = [replace(batch, targets=reading.targets(batch.targets)) for batch in made]
-                    return Recognised(reading.loss, made, output or None, reading.sentence)
+                    return RecognisedLoss(reading.loss, made, output or None, reading.sentence)
         for keep, halves, output, _ in views:
             if found := as_function_of_logits(model, (first, last), halves, output, parameters):
                 made = [replace(separated(batch, key, keep), targets=batch.inputs) for batch in batches]
-                return Recognised(found, made, output or None, OF_LOGITS)
+                return RecognisedLoss(found, made, output or None, OF_LOGITS)
     return None
 
 
@@ -201,7 +201,7 @@ def separated(batch: Batch, key: Any, keep: bool) -> Batch:
     return Batch(rest, labels, batch.indices)
 
 
-def shown_logits(model: nn.Module, inputs: Any, logits: Tensor | None) -> tuple[str, Tensor | None]:
+def find_logits(model: nn.Module, inputs: Any, logits: Tensor | None) -> tuple[str, Tensor | None]:
     """Find the logits in the model's output for these inputs.
 
     Args:
@@ -240,30 +240,30 @@ def ignored_label(labels: Iterable[Tensor]) -> int:
     return lowest if lowest < 0 else CrossEntropy.ignore_index
 
 
-def readings(logits: Tensor, labels: Tensor, ignored: int) -> Iterator[Reading]:
+def loss_hypotheses(logits: Tensor, labels: Tensor, ignored: int) -> Iterator[LossHypothesis]:
     """Yield the losses of ours that fit the shapes of logits and labels."""
     entropy = {dim: CrossEntropy(class_dim=dim, ignore_index=ignored) for dim in (-1, 1)}
     if not labels.is_floating_point():
         if labels.shape == logits.shape[:-1] and labels.ndim == 2:
             shift = "the model's own loss is the cross entropy of its logits; the model shifts the labels by one place"
-            yield Reading(CrossEntropy(class_dim=-1, shift=True, ignore_index=ignored), shift)
+            yield LossHypothesis(CrossEntropy(class_dim=-1, shift=True, ignore_index=ignored), shift)
         if labels.shape == logits.shape[:-1]:
-            yield Reading(entropy[-1], "the model's own loss is the cross entropy of its logits")
+            yield LossHypothesis(entropy[-1], "the model's own loss is the cross entropy of its logits")
         if labels.shape == (logits.shape[0], *logits.shape[2:]):
-            yield Reading(entropy[1], "the model's own loss is the cross entropy of its logits")
+            yield LossHypothesis(entropy[1], "the model's own loss is the cross entropy of its logits")
         return
     column = logits.shape == (*labels.shape, 1)
     if labels.shape == logits.shape or column:
         squares = "the model's own loss is the mean squared error of its output"
-        yield Reading(MeanSquaredError(), squares, column=column)
+        yield LossHypothesis(MeanSquaredError(), squares, column=column)
         binary = "the model's own loss is the binary cross entropy of its logits"
-        yield Reading(BinaryCrossEntropy(), binary, column=column)
+        yield LossHypothesis(BinaryCrossEntropy(), binary, column=column)
     if labels.shape == logits.shape:
-        yield Reading(entropy[-1], "the model's own loss is the cross entropy of its logits")
+        yield LossHypothesis(entropy[-1], "the model's own loss is the cross entropy of its logits")
 
 
 def agree(
-    model: nn.Module, whole: Batch, half: Batch, output: str, reading: Reading, parameters: Sequence[Tensor]
+    model: nn.Module, whole: Batch, half: Batch, output: str, reading: LossHypothesis, parameters: Sequence[Tensor]
 ) -> bool:
     """Whether our loss equals the model's own loss on a batch, in value and in its gradient."""
     own = loss_in(call(model, detached_inputs(whole.inputs, True)))

@@ -26,13 +26,13 @@ from torch import Tensor
 from spectra.entries import refuse_entries
 from spectra.errors import ArgumentError, SpectraError, describe
 from spectra.files import open_regular
-from spectra.given_operator import Products, as_operator, size_of
+from spectra.given_operator import ProductOperator, as_operator, size_of
 from spectra.inputs.checkpoint_folder import sha256
+from spectra.inputs.code_origin import is_code, is_path, place_of
 from spectra.inputs.devices import named_dtype
-from spectra.inputs.given import GIVEN
-from spectra.inputs.origin import is_code, is_path, place_of
-from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest, told_missing
-from spectra.memory import taking_memory
+from spectra.inputs.python_objects import GIVEN
+from spectra.inputs.spec import call, input_error, parse_spec, resolve, signature_of, suggest, unreadable_reason
+from spectra.memory import explain_out_of_memory
 from spectra.quoting import quoted
 from spectra.records.problem import OperatorRecord
 from spectra.wording import dtype_name
@@ -98,7 +98,7 @@ def load_operator(given: Any, dtype: torch.dtype | None = None) -> GivenOperator
     """Load one operator from its name, or convert a given object. Raises SpectraError."""
     start = time.perf_counter()
     spec = quoted(given) if isinstance(given, str) else f"{type(given).__name__} {GIVEN}"
-    with taking_memory(f"{OPTION} {spec}", "use a smaller matrix, or a function that multiplies by it"):
+    with explain_out_of_memory(f"{OPTION} {spec}", "use a smaller matrix, or a function that multiplies by it"):
         value, name, digest = found_at(given) if isinstance(given, str) else (given, type(given).__name__, None)
         notes: list[str] = []
         with errors_about(spec):
@@ -135,7 +135,7 @@ def kind_of(operator: Any) -> str:
     """Describe the kind of an operator in a few words."""
     if isinstance(operator, Tensor):
         return "dense" if operator.layout is torch.strided else "sparse"
-    return operator.what if isinstance(operator, Products) else type(operator).__name__
+    return operator.what if isinstance(operator, ProductOperator) else type(operator).__name__
 
 
 def stored_entries(operator: Any) -> int | None:
@@ -165,7 +165,9 @@ def found_at(spec: str) -> tuple[Any, str, str | None]:
     except SpectraError:
         raise
     except OSError as error:
-        text = told_missing(path, "there is no such file") if isinstance(error, FileNotFoundError) else error.strerror
+        text = (
+            unreadable_reason(path, "there is no such file") if isinstance(error, FileNotFoundError) else error.strerror
+        )
         raise input_error(OPTION, spec, f"{text or describe(error)}; check the path") from error
     return found, path.name[: -len(suffix)] or path.name, digest
 

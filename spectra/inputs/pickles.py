@@ -31,7 +31,7 @@ class Value(NamedTuple):
 MARK = Value("the mark")
 
 
-def fault(file: IO[bytes], size: int) -> str | None:
+def find_defect(file: IO[bytes], size: int) -> str | None:
     """Describe what is wrong with a torch file of `size` bytes; None where nothing is found."""
     storages: dict[Any, int] = {}
     try:
@@ -40,7 +40,7 @@ def fault(file: IO[bytes], size: int) -> str | None:
                 return text
             if (promised := sum(storages.values())) > size:
                 return f"it declares {promised:,} bytes of tensors, but holds {size:,} bytes"
-    except Overfull as error:
+    except ArchiveTooLarge as error:
         return str(error)
     except Exception:  # not a pickle, or a damaged one, which reading it reports
         return None
@@ -49,7 +49,7 @@ def fault(file: IO[bytes], size: int) -> str | None:
     return None
 
 
-class Overfull(ValueError):
+class ArchiveTooLarge(ValueError):
     """An archive that would unpack to more than it holds."""
 
 
@@ -62,7 +62,7 @@ def _pickles(file: IO[bytes], size: int) -> Iterator[Any]:
         return
     with zipfile.ZipFile(file) as archive:
         if (promised := sum(info.file_size for info in archive.infolist())) > size:
-            raise Overfull(f"it would unpack to {promised:,} bytes, but holds {size:,}")
+            raise ArchiveTooLarge(f"it would unpack to {promised:,} bytes, but holds {size:,}")
         for name in archive.namelist():
             if name.rpartition("/")[2] in DATA:
                 yield archive.read(name)

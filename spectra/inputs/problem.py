@@ -15,25 +15,25 @@ from spectra.curvature.checks.loss_checks import takes_whole_batches
 from spectra.curvature.evaluation import cut_batches, evaluate, fitting_batch_size
 from spectra.inputs.data import load_data
 from spectra.inputs.description import names_of, problem_record
-from spectra.inputs.devices import brought, choose_place
+from spectra.inputs.devices import batch_to_device, choose_device_and_dtype
 from spectra.inputs.examples import Data
-from spectra.inputs.given import own_data, own_loss
 from spectra.inputs.graphs import graph_notes
-from spectra.inputs.items import refuse_other_names, refuse_weights, unnamed_arguments, wanted_by
+from spectra.inputs.items import item_requirements, refuse_other_names, refuse_weights, unnamed_arguments
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model_loss import recognise
+from spectra.inputs.python_objects import own_data, own_loss
 from spectra.inputs.stacking import named
 from spectra.inputs.transform import choose_transform
 from spectra.inputs.user_loss import part_of
-from spectra.inputs.weights import model_on, refuse_of_names
-from spectra.memory import taking_memory
+from spectra.inputs.weights import prepare_model, refuse_of_names
+from spectra.memory import explain_out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, inputs_apart, refuse_wrt
-from spectra.problem.choice import choose_parameters
 from spectra.problem.cross_entropy import CrossEntropy
+from spectra.problem.input_problem import INPUTS, PARAMETERS, InputProblem, refuse_wrt, separate_inputs
 from spectra.problem.losses import CustomLoss, Loss
 from spectra.problem.model_loss import ModelLoss
+from spectra.problem.parameter_selection import select_parameters
 from spectra.problem.problem import Problem, Processes
 from spectra.records.problem import ProblemRecord
 from spectra.wording import dtype_name
@@ -50,7 +50,7 @@ class Loaded:
     problem: Problem
     record: ProblemRecord
     checkpoint: dict[str, Any] | None = None  # what load_checkpoint returned
-    told: tuple[str, ...] = ()  # notes on how the data were read, shown before the work begins
+    data_notes: tuple[str, ...] = ()  # notes on how the data were read, shown before the work begins
 
 
 def ignore_stage(_stage: str) -> None:
@@ -132,21 +132,21 @@ def load_problem(
     require_number("weight_decay", weight_decay, finite=True)
     refuse_wrt(wrt, params, weight_decay)
 
-    place = choose_place(model, device, dtype)
+    place = choose_device_and_dtype(model, device, dtype)
     objective = build_loss(loss, *place) if isinstance(loss, str) else own_loss(loss, *place)
     objective = part_of(objective, loss_part)
 
     begins("building the model, reading its weights")
-    weighted = model_on(model, checkpoint, checkpoint_key, seed, place, params)
-    network, parameters = weighted.model, choose_parameters(weighted.model, params) if wrt == PARAMETERS else {}
+    weighted = prepare_model(model, checkpoint, checkpoint_key, seed, place, params)
+    network, parameters = weighted.model, select_parameters(weighted.model, params) if wrt == PARAMETERS else {}
     size = sum(p.numel() for p in parameters.values())
     if not isinstance(objective, ModelLoss) and wrt == PARAMETERS:  # a ModelLoss is recognised after the data are read
         fits(objective, size)
 
     begins("reading the data")
     typed |= names_of(model, objective, data, loss) | {"dtype": dtype_name(place[1])}
-    with taking_memory(f"`data` {typed['data']}", "take fewer `samples`"):
-        wanted = wanted_by(objective, network, typed["model"])
+    with explain_out_of_memory(f"`data` {typed['data']}", "take fewer `samples`"):
+        wanted = item_requirements(objective, network, typed["model"])
         if isinstance(data, str):
             view = choose_transform(transform, typed["model"])
             examples = load_data(data, samples, seed, view, wanted, batch_size)
@@ -162,18 +162,18 @@ def load_problem(
             if wanted.forwards:
                 refuse_weights(given[0].inputs, wanted.takes, typed["data"])
             ignored = unnamed_arguments(given[0].inputs, wanted.takes)
-        given = [brought(batch, *place) for batch in given]
-    told = [*ignored, *examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
+        given = [batch_to_device(batch, *place) for batch in given]
+    notes_on_data = [*ignored, *examples.notes, *(notes(examples) if isinstance(examples, Data) else ())]
     if isinstance(objective, CrossEntropy) and objective.shift:
-        told.append("labels are the next tokens: they were shifted by one place here")
+        notes_on_data.append("labels are the next tokens: they were shifted by one place here")
     if wrt != PARAMETERS:
-        network, objective, given = inputs_apart(network, objective, given, wrt.partition(":")[2] or None)
+        network, objective, given = separate_inputs(network, objective, given, wrt.partition(":")[2] or None)
         parameters = {INPUTS: network.inputs}
         fits(objective, network.inputs[0].numel())
     elif isinstance(objective, ModelLoss):
         ours = recognise(network, given, list(parameters.values())) if loss_part is None and output is None else None
         if ours:
-            objective, given, output, told = ours.loss, ours.batches, ours.output, [ours.note, *told]
+            objective, given, output, notes_on_data = ours.loss, ours.batches, ours.output, [ours.note, *notes_on_data]
         fits(objective, size)
 
     problem = (Problem if wrt == PARAMETERS else InputProblem)(
@@ -198,10 +198,10 @@ def load_problem(
         if isinstance(objective, CustomLoss | BatchLoss):  # their value may depend on the batches
             value = evaluate(problem)
 
-    typed |= {"params": list(params), "transform": examples.transform, **facts_of(weighted.checkpoint)}
-    remarks = [*told, *graph_notes(network, given)]
+    typed |= {"params": list(params), "transform": examples.transform, **checkpoint_fields(weighted.checkpoint)}
+    remarks = [*notes_on_data, *graph_notes(network, given)]
     record = problem_record(problem, typed, value, [*remarks, *weighted.notes])
-    return Loaded(problem, record, weighted.checkpoint, tuple(told))
+    return Loaded(problem, record, weighted.checkpoint, tuple(notes_on_data))
 
 
 def cut(batches: Sequence[Batch], size: int, whole: bool) -> Sequence[Batch]:
@@ -212,7 +212,7 @@ def cut(batches: Sequence[Batch], size: int, whole: bool) -> Sequence[Batch]:
     return cut_batches(every.inputs, every.targets, every.indices, size)
 
 
-def facts_of(checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+def checkpoint_fields(checkpoint: dict[str, Any] | None) -> dict[str, Any]:
     """Return the fields of a problem's record that describe a checkpoint; all are None without one."""
     found = {f"checkpoint_{name}": checkpoint and checkpoint[name] for name in ("key", "prefix", "added", "sha256")}
     return found | {"checkpoint_ignored": checkpoint and len(checkpoint["ignored"])}

@@ -20,7 +20,7 @@ from torch import nn
 from spectra.errors import describe
 from spectra.files import open_regular
 from spectra.inputs.foreign_formats import EXPORTED
-from spectra.inputs.spec import input_error, told_missing
+from spectra.inputs.spec import input_error, unreadable_reason
 
 OPTION = "`model`"
 FORM = "a program of torch.export (file.pt2) or TorchScript"
@@ -50,7 +50,7 @@ def make(name: str, options: dict[str, Any]) -> nn.Module:
                 text = f"loading it failed with {describe(error)}; save it again, with this version of torch"
                 raise input_error(OPTION, name, text) from error
     except FileNotFoundError:
-        raise input_error(OPTION, name, f"{told_missing(name, 'there is no such file')}; check the path") from None
+        raise input_error(OPTION, name, f"{unreadable_reason(name, 'there is no such file')}; check the path") from None
     except OSError as error:
         raise input_error(OPTION, name, f"{error.strerror or describe(error)}; check the path") from error
 

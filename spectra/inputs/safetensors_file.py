@@ -44,7 +44,7 @@ class Damaged(ValueError):
     """A file contradicts its own header or metadata; the message says how."""
 
 
-class Place(NamedTuple):
+class TensorInfo(NamedTuple):
     """The dtype and shape of a tensor, and its place in the data."""
 
     kind: torch.dtype
@@ -76,7 +76,7 @@ def read_safetensors(file: BufferedReader) -> tuple[dict[str, Tensor], str]:
     return {name: _tensor(numbers, place) for name, place in places.items()}, digest.hexdigest()
 
 
-def _places(header: bytes, size: int) -> dict[str, Place]:
+def _places(header: bytes, size: int) -> dict[str, TensorInfo]:
     try:
         content = json.loads(header)
     except (ValueError, RecursionError) as error:
@@ -90,7 +90,7 @@ def _places(header: bytes, size: int) -> dict[str, Place]:
     return places
 
 
-def _place(name: str, entry: Any) -> Place:
+def _place(name: str, entry: Any) -> TensorInfo:
     try:
         kind, shape, (start, end) = KINDS.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
         whole = all(type(number) is int and number >= 0 for number in [*shape, start, end])
@@ -102,10 +102,10 @@ def _place(name: str, entry: Any) -> Place:
         )
     if not (whole and start <= end and end - start == math.prod(shape) * kind.itemsize):
         raise Damaged(f"its header is wrong at {quoted(name, 60)}")
-    return Place(kind, shape, start, end)
+    return TensorInfo(kind, shape, start, end)
 
 
-def _tensor(numbers: Tensor, place: Place) -> Tensor:
+def _tensor(numbers: Tensor, place: TensorInfo) -> Tensor:
     held = numbers[place.start : place.end]
     if place.start % place.kind.itemsize:  # a view has to be aligned in memory
         held = held.clone()

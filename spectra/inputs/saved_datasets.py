@@ -15,7 +15,7 @@ from typing import Any
 
 from spectra.errors import describe
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded, refuse_special
-from spectra.inputs.items import OTHER_TARGETS, TARGETS, WEIGHTS, Wanted
+from spectra.inputs.items import OTHER_TARGETS, TARGETS, WEIGHTS, ItemRequirements
 from spectra.inputs.sources import NamedData
 from spectra.inputs.spec import input_error, suggest
 
@@ -30,7 +30,7 @@ def is_saved(name: str) -> bool:
     return any(os.path.isfile(os.path.join(name, file)) for file in (ONE, SEVERAL))
 
 
-def saved(name: str, options: dict[str, Any], wanted: Wanted) -> NamedData:
+def saved(name: str, options: dict[str, Any], wanted: ItemRequirements) -> NamedData:
     """Open the data set in a folder; the option `split` chooses one of several.
 
     Raises SpectraError where the package is missing, the folder is damaged, or it has no such split.
@@ -86,7 +86,7 @@ def chosen_split(name: str, split: Any) -> str:
     return str(split)
 
 
-def taken_columns(table: Any, name: str, wanted: Wanted) -> list[str]:
+def taken_columns(table: Any, name: str, wanted: ItemRequirements) -> list[str]:
     """Return the columns that the loss and the model take. Raises SpectraError where the model takes none of them."""
     columns, takes = list(table.column_names), wanted.takes
     if wanted.whole and not wanted.forwards:  # a loss of (model, batch) may use any of them
@@ -118,7 +118,7 @@ class Columns:
     that the model does not take is called x, so that it becomes the first argument.
     """
 
-    def __init__(self, table: Any, name: str, columns: Sequence[str], wanted: Wanted):
+    def __init__(self, table: Any, name: str, columns: Sequence[str], wanted: ItemRequirements):
         self.table = table.select_columns(list(columns))
         self.widths = padded_widths(self.table, name)
         self.masks = (

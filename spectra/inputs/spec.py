@@ -23,7 +23,7 @@ from typing import Any
 
 from spectra.errors import SpectraError, describe
 from spectra.files import refuse_special
-from spectra.inputs.origin import PACKAGES, is_path, is_standard, made_standard
+from spectra.inputs.code_origin import PACKAGES, is_path, is_standard, is_standard_object
 from spectra.inputs.seeding import seeded
 from spectra.quoting import quoted
 
@@ -120,12 +120,12 @@ def _attribute(owner: Any, part: str, where: str, name: str, option: str) -> Any
         names = getattr(owner, "__dict__", {})
         public = [k for k, v in names.items() if not (k.startswith("_") or inspect.ismodule(v))]
         raise input_error(option, name, f"{where} has no {part}; {suggest(part, public)}") from None
-    if made_standard(found) or (part.startswith("__") and not inspect.ismodule(owner)):
+    if is_standard_object(found) or (part.startswith("__") and not inspect.ismodule(owner)):
         raise input_error(option, name, PART_OF_PYTHON)
     return found
 
 
-def neighbour(name: str, attribute: str) -> Any:
+def sibling_attribute(name: str, attribute: str) -> Any:
     """Return another attribute of the file or module that `name` was resolved from; None where it is missing."""
     place = name.rpartition(":")[0]
     module = sys.modules.get(_unique(Path(os.path.realpath(place))) if is_path(place) else place)
@@ -192,7 +192,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
     return signature.replace(parameters=rest) if bound else signature
 
 
-def told_missing(path: Path | str, absent: str) -> str:
+def unreadable_reason(path: Path | str, absent: str) -> str:
     """Return the reason why a path cannot be read as a file; `absent` where it does not exist."""
     try:
         refuse_special(path)
@@ -239,7 +239,7 @@ def _prefix_hint(place: str) -> str:
 def _load_file(place: str, name: str, option: str) -> ModuleType:
     path = Path(os.path.realpath(place))
     if not path.is_file():
-        kind = told_missing(path, f"there is no such file in {path.parent}")
+        kind = unreadable_reason(path, f"there is no such file in {path.parent}")
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
         hint = f"did you mean {near[0]}?" if near else "write path/to/file.py:name"
         raise input_error(option, name, f"{kind}; {hint}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import default_collate
 
-from spectra.inputs.items import Wanted, as_tensor, plain
+from spectra.inputs.items import ItemRequirements, as_tensor, plain
 from spectra.inputs.spec import input_error
 from spectra.inputs.transform import Transform
 from spectra.problem.outputs import tuple_like
@@ -93,7 +93,7 @@ def _widened(leaf: Any) -> Any:
 
 
 def checked(
-    inputs: Any, targets: Any, indices: Tensor, name: str, wanted: Wanted, transform: Transform | None = None
+    inputs: Any, targets: Any, indices: Tensor, name: str, wanted: ItemRequirements, transform: Transform | None = None
 ) -> None:
     """Raise SpectraError unless all leaves are finite tensors, and y is a single tensor if the loss needs that.
 

@@ -85,7 +85,7 @@ def bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-class Wanted:
+class ModelKeys:
     """The names of a model's state dict, indexed for the comparison with the state dicts of a file.
 
     Args:
@@ -100,7 +100,7 @@ class Wanted:
         self._own: dict[Callable, dict[str, dict[str, str]]] = {}
 
     @classmethod
-    def of(cls, model: nn.Module) -> Wanted:
+    def of(cls, model: nn.Module) -> ModelKeys:
         """Index the names of a model's state dict."""
         # Old files lack the counters of BatchNorm.
         named = {name: tensor for name, tensor in tensors_of(model).items() if not name.endswith("num_batches_tracked")}
@@ -135,7 +135,7 @@ def _distinct(names: Collection[str]) -> bool:
     return len({bare(name) for name in names}) == len(names)
 
 
-def matches(key: str | None, names: Collection[str], wanted: Wanted) -> list[Match]:
+def matches(key: str | None, names: Collection[str], wanted: ModelKeys) -> list[Match]:
     """Return the best ways to read the names in a file as the model's: several where prefixes are equally good.
 
     A prefix, removed or added, is used only if it matches more tensors than no prefix does, and more than half of the
@@ -152,7 +152,7 @@ def _ways(
     key: str | None,
     names: Collection[str],
     ordered: list[tuple[str, int, str]],
-    wanted: Wanted,
+    wanted: ModelKeys,
     short: Callable[[str], str],
     added: str,
 ) -> list[Match]:
@@ -210,7 +210,7 @@ def _as_written(prefix: str, known: dict[str, str], short: Callable[[str], str])
     return ""
 
 
-def versions(state: Mapping, match: Match, wanted: Wanted) -> dict[str, dict[str, int]] | None:
+def versions(state: Mapping, match: Match, wanted: ModelKeys) -> dict[str, dict[str, int]] | None:
     """Return the versions of layers in torch's `_metadata`, under the model's names; None without `_metadata`.
 
     Nothing else is read from it: `assign_to_params_buffers`, for example, would let a file replace the model's tensors.

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from spectra.errors import describe
 from spectra.files import open_regular
-from spectra.inputs.items import Wanted
+from spectra.inputs.items import ItemRequirements
 from spectra.inputs.sources import NamedData
-from spectra.inputs.spec import input_error, parse_spec, told_missing
+from spectra.inputs.spec import input_error, parse_spec, unreadable_reason
 from spectra.wording import counted
 
 OPTION = "`data`"
@@ -27,7 +27,7 @@ OPTIONS = ("length", "stride", "tokenizer")
 INSTALL = "run pip install transformers, or use tokenizer=bytes"
 
 
-def tokens(name: str, options: dict[str, Any], wanted: Wanted) -> NamedData:
+def tokens(name: str, options: dict[str, Any], wanted: ItemRequirements) -> NamedData:
     """Cut a text file into chunks of tokens, with inputs and labels as the loss and the model take them.
 
     Args:
@@ -43,7 +43,7 @@ def tokens(name: str, options: dict[str, Any], wanted: Wanted) -> NamedData:
         raise input_error(OPTION, name, f"it has no option {unknown[0]}; its options are {', '.join(OPTIONS)}")
     path = name.removeprefix(TEXT)
     if not os.path.isfile(path):
-        raise input_error(OPTION, name, f"{told_missing(path, 'there is no such file')}; check the path")
+        raise input_error(OPTION, name, f"{unreadable_reason(path, 'there is no such file')}; check the path")
     if wanted.shift is not None:
         text = f"labels of {name} are shifted already; leave shift out"
         raise input_error("`loss`", "cross_entropy?shift=true", text)
@@ -60,10 +60,10 @@ def tokens(name: str, options: dict[str, Any], wanted: Wanted) -> NamedData:
     notes = [f"{counted(len(chunks), 'chunk')} of {counted(length, 'token')}"]
     if left := len(found) - (len(chunks) - 1) * stride - span:
         notes[0] += f"; the last {counted(left, 'token')} of the file left out"
-    return NamedData(arranged(chunks, wanted), (*notes, who_shifts(wanted)))
+    return NamedData(arranged(chunks, wanted), (*notes, shift_note(wanted)))
 
 
-def arranged(chunks: Tensor, wanted: Wanted) -> Any:
+def arranged(chunks: Tensor, wanted: ItemRequirements) -> Any:
     """Make inputs and labels from chunks, named as models of transformers take them if the model's forward has them."""
     if wanted.whole:
         return {"input_ids": chunks, "labels": chunks.clone()}
@@ -71,7 +71,7 @@ def arranged(chunks: Tensor, wanted: Wanted) -> Any:
     return {"input_ids": inputs, "labels": labels} if "input_ids" in wanted.takes.names else (inputs, labels)
 
 
-def who_shifts(wanted: Wanted) -> str:
+def shift_note(wanted: ItemRequirements) -> str:
     """Return the note on who shifts the labels."""
     if not wanted.whole:
         return "labels are the next tokens: they were shifted by one place here"
@@ -87,7 +87,7 @@ def whole_number(name: str, option: str, value: Any) -> int:
     return value
 
 
-def tokens_of(path: str, name: str, tokenizer: Any, wanted: Wanted) -> Tensor:
+def tokens_of(path: str, name: str, tokenizer: Any, wanted: ItemRequirements) -> Tensor:
     """Read the tokens of a file, (T,) int64. Raises SpectraError."""
     with open_regular(path) as file:
         content = file.read()

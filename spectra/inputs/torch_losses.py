@@ -97,7 +97,7 @@ def is_torchs(loss: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Spread:
+class UnpackedLoss:
     """A loss of PyTorch as a function (output, targets) that passes several outputs and targets as arguments."""
 
     loss: Callable[..., Any]
@@ -139,4 +139,4 @@ def others(loss: Callable[..., Any], name: str, how: str) -> CustomLoss:
     """Make a function of (output, targets) from a loss of PyTorch without an equivalent; `how` is its reduction."""
     function = loss.func if isinstance(loss, partial) else loss
     kind = TimeFirstLoss if isinstance(function, nn.CTCLoss) or function is F.ctc_loss else CustomLoss
-    return kind(Spread(loss), name, reduction=how)
+    return kind(UnpackedLoss(loss), name, reduction=how)

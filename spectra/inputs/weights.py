@@ -13,17 +13,17 @@ from torch import nn
 
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint import load_checkpoint
-from spectra.inputs.given import own_model
 from spectra.inputs.hyper_parameters import fitting
 from spectra.inputs.model import build, cast, renormalise_embeddings
-from spectra.memory import taking_memory
+from spectra.inputs.python_objects import own_model
+from spectra.memory import explain_out_of_memory
 from spectra.quoting import foreign
 
 LARGE_MODEL = "use `dtype` float32 and `device` cpu, or a machine with more memory"
 
 
 @dataclass(frozen=True)
-class Weighted:
+class ModelWithWeights:
     """A model with its weights, and notes for the record."""
 
     model: nn.Module
@@ -31,26 +31,26 @@ class Weighted:
     notes: Sequence[str]
 
 
-def model_on(
+def prepare_model(
     model: str | nn.Module,
     checkpoint: str | Path | None,
     checkpoint_key: str | None,
     seed: int,
     place: tuple[torch.device, torch.dtype],
     params: Sequence[str],
-) -> Weighted:
+) -> ModelWithWeights:
     """Load a named model and its weights, or take the caller's own, on a device and in a dtype. Raises SpectraError."""
     if isinstance(model, nn.Module):
         refuse_of_names(
             {"checkpoint": checkpoint, "checkpoint_key": checkpoint_key}, "load the weights into `model` yourself"
         )
         network, notes = own_model(model, *place)
-        return Weighted(network, None, notes)
+        return ModelWithWeights(network, None, notes)
     network, loaded, notes = load_model(model, checkpoint, checkpoint_key, seed, place[1], params)
-    with taking_memory(f"`model` {model}", LARGE_MODEL):
+    with explain_out_of_memory(f"`model` {model}", LARGE_MODEL):
         network = cast(network, *place)
     notes = [*notes, *renormalise_embeddings(network), *adapter_notes(loaded, network, params)]
-    return Weighted(network, loaded, notes)
+    return ModelWithWeights(network, loaded, notes)
 
 
 def load_model(
@@ -69,7 +69,7 @@ def load_model(
     """
     if checkpoint_key is not None and not checkpoint:
         raise SpectraError(f"`checkpoint_key` {foreign(checkpoint_key)}: it needs a `checkpoint`; name one")
-    with taking_memory(f"`model` {model}", LARGE_MODEL):
+    with explain_out_of_memory(f"`model` {model}", LARGE_MODEL):
         try:
             built = build(model, seed)
         except SpectraError as error:
@@ -78,7 +78,7 @@ def load_model(
                 raise SpectraError(text) from error
             raise
         network = cast(built.model, None, dtype)
-    with taking_memory(f"`checkpoint` {checkpoint}", LARGE_MODEL):
+    with explain_out_of_memory(f"`checkpoint` {checkpoint}", LARGE_MODEL):
         loaded = load_checkpoint(network, checkpoint, checkpoint_key, alone=not params) if checkpoint else None
     with suppress(NotImplementedError):  # a graph of torch.export cannot change its mode
         network.eval()

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spectra.arguments import require_boolean, require_integer
 from spectra.errors import SpectraError
 from spectra.inputs.devices import cast_tensors
-from spectra.inputs.given import device_and_dtype, unwrapped
 from spectra.inputs.items import plain
+from spectra.inputs.python_objects import device_and_dtype, unwrapped
 from spectra.integrations.examples import some_batches
+from spectra.problem.eval_mode import temporary_eval_mode
 from spectra.problem.model_loss import returned_loss
-from spectra.problem.undisturbed import undisturbed
 from spectra.training.trackers import Tracker, tracker
 from spectra.training.watch import Watch, stepped
 
@@ -109,7 +109,7 @@ def refuse_collectives(model: nn.Module, loss: Any, batch: Any) -> None:
         return
     batch = cast_tensors(plain(batch), *device_and_dtype(unwrapped(model)))
     try:
-        with undisturbed(model), Collectives():
+        with temporary_eval_mode(model), Collectives():
             (returned_loss if loss == "model" else loss)(model, batch)
     except Exception as error:
         if isinstance(error, SpectraError):

@@ -22,7 +22,7 @@ from spectra.krylov.lanczos import Lanczos, begin, no_pairs, random_start
 from spectra.krylov.quadrature import basis_of as basis_of_steps
 from spectra.krylov.quadrature import gauss_quadrature, pack
 from spectra.krylov.results import Eigenpairs, Progress, SpectralMeasure
-from spectra.krylov.reverse_communication import serve_together
+from spectra.krylov.reverse_communication import serve_jointly
 from spectra.operator import SymmetricOperator, Wrapper, checkpointed, placed, refuse_other_dtype
 from spectra.vectors import full_tensor, without_autocast
 
@@ -120,7 +120,7 @@ def block_eigenpairs(
             progress(products=spent, converged=len(blocks) - waiting, wanted=len(blocks))
 
     multiply = partial(block_products, operator, blocks)
-    return serve_together([search.solve() for search in searches], multiply, report)
+    return serve_jointly([search.solve() for search in searches], multiply, report)
 
 
 def block_products(

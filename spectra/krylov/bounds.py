@@ -52,20 +52,22 @@ def complement_bounds(projected: Tensor, coupling: float, dimension: int) -> tup
     # The density of one component of a random unit vector is at most sqrt((dimension - 1) / 2 pi).
     seen = math.pi * FAILURE**2 / (8 * (dimension - 1))
     diagonal, couplings = projected.diagonal().tolist(), [*projected.diagonal(1).tolist(), coupling]
-    return -beyond(-low, [-x for x in diagonal], couplings, seen), beyond(high, diagonal, couplings, seen)
+    return -upper_bound_beyond(-low, [-x for x in diagonal], couplings, seen), upper_bound_beyond(
+        high, diagonal, couplings, seen
+    )
 
 
-def beyond(largest: float, diagonal: list[float], couplings: list[float], seen: float) -> float:
+def upper_bound_beyond(largest: float, diagonal: list[float], couplings: list[float], seen: float) -> float:
     """The smallest x above the `largest` Ritz value with no eigenvalue beyond it, to 0.1 % of their distance."""
     lower, step = largest, max(couplings)
-    while not nothing_beyond(upper := largest + step, diagonal, couplings, seen):
+    while not excludes_beyond(upper := largest + step, diagonal, couplings, seen):
         lower, step = upper, 2 * step
     while upper - lower > 1e-3 * (upper - largest) and lower < (x := (lower + upper) / 2) < upper:
-        lower, upper = (lower, x) if nothing_beyond(x, diagonal, couplings, seen) else (x, upper)
+        lower, upper = (lower, x) if excludes_beyond(x, diagonal, couplings, seen) else (x, upper)
     return upper
 
 
-def nothing_beyond(x: float, diagonal: list[float], couplings: list[float], seen: float) -> bool:
+def excludes_beyond(x: float, diagonal: list[float], couplings: list[float], seen: float) -> bool:
     """Whether 1 / sum of p_j(x)^2 is less than `seen`, for the p_j given by their three-term recurrence."""
     before, p, total, last = 0.0, 1.0, 1.0, 0.0
     for center, coupling in zip(diagonal, couplings, strict=True):

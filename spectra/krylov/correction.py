@@ -181,7 +181,7 @@ def added(found: DiagonalEstimate, correction: Tensor, reads: Tensor) -> Diagona
     )
 
 
-def with_unsteadiness(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
+def with_rounding_noise(method: Callable[..., TraceEstimate]) -> Callable[..., TraceEstimate]:
     """Wrap a trace estimator: add the noise that products have even in full precision to its standard error.
 
     The products of a function that computes in float32, or that draws random numbers, are noisy, and products with the

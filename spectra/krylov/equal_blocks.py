@@ -325,14 +325,14 @@ def cheapest_block_traces(
     """
     size = operator.shape[0] // blocks
     budget = budgeted(max_products, probes)
-    asked = {"blocks": blocks, "rtol": rtol, "generator": generator, "progress": progress}
+    arguments = {"blocks": blocks, "rtol": rtol, "generator": generator, "progress": progress}
     if probes is None and size <= min(DENSE_TRACE, budget):
-        return dense_block_traces(operator, max_products=max_products, **asked)
+        return dense_block_traces(operator, max_products=max_products, **arguments)
     cost = size if probes is None else None
-    found = hutchinson_blocks(operator, probes=probes, max_products=max_products, exact_cost=cost, **asked)
+    found = hutchinson_blocks(operator, probes=probes, max_products=max_products, exact_cost=cost, **arguments)
     if found.converged or cost is None or cost > budget - found.products or not math.isfinite(found.mean):
         return found
-    exact = dense_block_traces(operator, **asked)
+    exact = dense_block_traces(operator, **arguments)
     return replace(exact, products=exact.products + found.products)
 
 

@@ -31,7 +31,7 @@ from spectra.krylov.results import Eigenpairs
 from spectra.krylov.reverse_communication import serve_products
 from spectra.krylov.xtrace import ARRAYS, xtrace
 from spectra.krylov.xtrace import LARGEST as LARGEST_ARRAYS
-from spectra.memory import Ledger
+from spectra.memory import MemoryTracker
 
 PILOT = 20  # products; with 12, the forecast for a trace is off by more than a factor of two in one run of twenty
 LARGEST = 2000  # rows of a surrogate
@@ -304,7 +304,7 @@ class VectorMeter(TorchFunctionMode):
 
     def __init__(self, n: int):
         super().__init__()
-        self.n, self.ledger = n, Ledger()
+        self.n, self.ledger = n, MemoryTracker()
 
     @property
     def bytes(self) -> int:

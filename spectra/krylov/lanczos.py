@@ -29,7 +29,7 @@ from torch import Tensor
 
 from spectra.krylov.results import as_cpu_float64
 from spectra.operator import SymmetricOperator, empty_rows, random_vectors
-from spectra.vectors import change, local, map_shards, norms, on_device, pieces, put, sum_pieces
+from spectra.vectors import copy_into, local, map_rows_inplace, map_shards, norms, on_device, pieces, sum_pieces
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Lanczos:
         mirror[-1] += math.copysign(1, mirror[-1].item())  # Householder's reflection takes weights to the last axis
         rotation = torch.eye(len(weights)).to(weights) - 2 * torch.outer(mirror, mirror) / mirror.dot(mirror)
         turn = rotation.to(self.storage.device, self.storage.dtype)
-        change(self.pending, turn.matmul)
+        map_rows_inplace(self.pending, turn.matmul)
         self.coupling = rotation @ self.coupling
 
     def extend(self, operator: SymmetricOperator, index: int = -1) -> None:
@@ -108,7 +108,7 @@ class Lanczos:
         index %= p
         if index:
             order = [index, *(i for i in range(p) if i != index)]
-            change(self.pending, lambda rows: rows[torch.tensor(order)])
+            map_rows_inplace(self.pending, lambda rows: rows[torch.tensor(order)])
             self.coupling = self.coupling[order]
         self.projected = torch.nn.functional.pad(self.projected, (0, 1, 0, 1))
         self.projected[m, :m] = self.projected[:m, m] = self.coupling[0]
@@ -168,7 +168,7 @@ class Lanczos:
         """Reduce the pending directions to the span that the basis is coupled to."""
         turn, sizes, _ = torch.linalg.svd(self.coupling, full_matrices=False)
         turn = turn[:, sizes > 10 * torch.finfo(self.storage.dtype).eps * self.scale].T
-        change(self.pending, turn.to(self.storage.device, self.storage.dtype).matmul)
+        map_rows_inplace(self.pending, turn.to(self.storage.device, self.storage.dtype).matmul)
         self.coupling = turn @ self.coupling
 
     @property
@@ -201,7 +201,7 @@ class Lanczos:
     def restart(self, coordinates: Tensor) -> None:
         """Keep only the span of some Ritz vectors, given by their coordinates (m, k); T becomes diagonal."""
         turn = coordinates.T.to(self.storage.device, self.storage.dtype)
-        change(self.basis, turn.matmul)
+        map_rows_inplace(self.basis, turn.matmul)
         rows, before = local(self.storage), self.size
         values = torch.diagonal(coordinates.T @ self.projected @ coordinates)
         self.projected = torch.diag(values)
@@ -220,7 +220,7 @@ class Lanczos:
         The rest is made in the row after Q: allocating memory for each subtraction takes longer than the subtraction.
         """
         rest = self._room()
-        put(rest, vector)
+        copy_into(rest, vector)
         if lift != 1:
             rest.mul_(lift)
         held = self.storage[: self.size + len(self.coupling)]

@@ -29,7 +29,7 @@ def serve_products(run: ReverseCommunication, operator: SymmetricOperator) -> An
         return end.value
 
 
-def serve_together(
+def serve_jointly(
     runs: Sequence[ReverseCommunication],
     multiply: Callable[[dict[int, Tensor]], Mapping[int, Tensor]],
     report: Callable[[int], None],

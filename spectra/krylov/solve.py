@@ -23,9 +23,9 @@ from spectra.krylov.cg import Iterate, conjugate_gradients
 from spectra.krylov.minres import minres
 from spectra.krylov.preconditioner import SpectralPreconditioner, spectral_preconditioner
 from spectra.krylov.results import Eigenpairs, Progress, Solution
-from spectra.krylov.reverse_communication import ReverseCommunication, serve_together, with_products
+from spectra.krylov.reverse_communication import ReverseCommunication, serve_jointly, with_products
 from spectra.operator import Counting, Shifted, SymmetricOperator, in_ieee, mesh_of, placed
-from spectra.vectors import WITHIN, all_finite, dot, map_shards, norm, out_of_scale, sharded, without_autocast
+from spectra.vectors import WITHIN, all_finite, dot, map_shards, norm, sharded, squares_overflow, without_autocast
 
 METHODS = {"cg": conjugate_gradients, "minres": minres}
 RESIDUAL = 1e-5  # default relative residual
@@ -102,7 +102,7 @@ def solve(
             progress(products=counted.products, converged=len(solvers) - waiting, wanted=len(solvers))
 
     width = columns(fitting_vectors(matrix), EACH)
-    found = serve_together([solver.solve() for solver in solvers], partial(images, matrix), report, width)
+    found = serve_jointly([solver.solve() for solver in solvers], partial(images, matrix), report, width)
     return solution(found, sides, b.ndim, damping, tolerance, lowest, counted.products)
 
 
@@ -266,7 +266,7 @@ def refuse_system(
         raise ArgumentError("`b` is sharded, but the operator's vectors are not: give b.full_tensor()")
     if not all_finite(b):
         raise ArgumentError("`b` contains numbers that are not finite: give finite ones")
-    if any(map(out_of_scale, b[None] if b.ndim == 1 else b.T)):
+    if any(map(squares_overflow, b[None] if b.ndim == 1 else b.T)):
         raise ArgumentError(f"`b`: the norm of a right-hand side is not {WITHIN}; scale it")
     require_number("damping", damping, least=-math.inf, finite=True)
     if method is not None:

@@ -42,7 +42,7 @@ class BallMaximum:
     __repr__ = outline
 
 
-def largest_in_ball(
+def maximise_in_ball(
     operator: SymmetricOperator, b: Tensor, radius: float, *, rtol: float, max_products: int
 ) -> BallMaximum:
     """Find the largest b'x + x'A x / 2 in a ball, until the error is at most rtol times the value.
@@ -61,7 +61,7 @@ def largest_in_ball(
         values, coordinates, _ = run.ritz()
         if not run.finite:
             return BallMaximum(math.nan, math.nan, math.nan, b * math.nan, run.size, converged=False)
-        y, multiplier = in_ball(values.numpy(), length * coordinates[0].numpy(), radius)
+        y, multiplier = maximise_diagonal_in_ball(values.numpy(), length * coordinates[0].numpy(), radius)
         value = float(length * coordinates[0].numpy() @ y + values.numpy() @ y**2 / 2)
         inside = coordinates @ torch.from_numpy(y)
         error = 2 * radius * torch.linalg.vector_norm(run.coupling @ inside).item()
@@ -70,7 +70,7 @@ def largest_in_ball(
             return BallMaximum(value, error, multiplier, run.vectors(inside[:, None])[0], run.size, converged=met)
 
 
-def in_ball(values: np.ndarray, b: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
+def maximise_diagonal_in_ball(values: np.ndarray, b: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
     """The maximum y (k,) and its lambda, for a diagonal A with these rising values.
 
     If b has no component along the eigenvector of the largest value, up to rounding (the hard case), y is extended

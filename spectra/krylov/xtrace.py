@@ -27,7 +27,7 @@ from spectra.krylov.placement import fits, placement
 from spectra.krylov.results import Progress, TraceEstimate, as_cpu_float64
 from spectra.krylov.sketch import Coordinates, Sketch
 from spectra.operator import Counting, mesh_of
-from spectra.vectors import everywhere, without_autocast
+from spectra.vectors import true_on_all_processes, without_autocast
 
 LARGEST = 2**31  # bytes of the four arrays (vectors, n); a sketch of this size is deflated, and Hutchinson continues
 GROUPS = 32  # of the jackknife
@@ -79,7 +79,7 @@ def xtrace(
     budget = budgeted(max_products, probes)
     largest = max(FEWEST, LARGEST // (4 * n * torch.finfo(operator.dtype).bits // 8))
     place = placement(operator, ARRAYS * min(probes or FEWEST, n) // 2)  # they may take half the device
-    if not (probes or everywhere(mesh_of(operator), fits(operator, place, ARRAYS * min(FEWEST, n)))):
+    if not (probes or true_on_all_processes(mesh_of(operator), fits(operator, place, ARRAYS * min(FEWEST, n)))):
         return sample(counted, counted, known, rtol, None, generator, budget, progress)
     sketch = Sketch(counted, place.device)
     wanted = probes or FEWEST

@@ -15,7 +15,7 @@ from spectra.krylov.results import Eigenpairs
 from spectra.layerwise import layers as blockwise
 from spectra.layerwise.layers import DIAGONALS, Layers
 from spectra.layerwise.parameter_blocks import BY, block_sums, diagonal_blocks, parameter_blocks, root_of
-from spectra.optimizer.given import Given
+from spectra.optimizer.preconditioner_spec import PreconditionerSpec
 from spectra.problem.problem import Problem, require_problem
 from spectra.vectors import without_autocast
 
@@ -83,7 +83,7 @@ def layers(
     generator = chosen_generator(seed, generator)
     preconditioner = None
     if precondition is not None:
-        preconditioner, _ = Given(precondition).load(problem.model, problem.parameters)
+        preconditioner, _ = PreconditionerSpec(precondition).load(problem.model, problem.parameters)
     root = root_of(preconditioner)
     matrix = distributed(Curvature(problem, name, precision=precision))
     blocks = parameter_blocks(problem, by)

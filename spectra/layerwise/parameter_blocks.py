@@ -43,7 +43,7 @@ def parameter_blocks(problem: Problem, by: str) -> list[ParameterBlock]:
     order, sizes = ids.argsort(stable=True), torch.bincount(ids, minlength=len(labels))
     blocks = [ParameterBlock(name, index, {}) for name, index in zip(labels, order.split(sizes.tolist()), strict=True)]
     first = 0
-    for name, p in held(problem).items():
+    for name, p in non_empty(problem).items():
         own = blocks[int(ids[first])]
         if p.ndim > 1 and ids[first] == ids[first + p.numel() - 1]:
             start = int(torch.searchsorted(own.index, first))
@@ -52,7 +52,7 @@ def parameter_blocks(problem: Problem, by: str) -> list[ParameterBlock]:
     return blocks
 
 
-def held(problem: Problem) -> dict[str, nn.Parameter]:
+def non_empty(problem: Problem) -> dict[str, nn.Parameter]:
     """The parameters that are not empty; a layer may have no outputs."""
     return {name: p for name, p in problem.parameters.items() if p.numel()}
 
@@ -74,11 +74,11 @@ def labelled(problem: Problem, by: str) -> tuple[list[str], Tensor]:
     """The names of the blocks, and the index (n,) of the block of each parameter."""
     if by == "channel":
         return channels(problem)
-    paths = {name: name.rpartition(".")[0] or name for name in held(problem)}
+    paths = {name: name.rpartition(".")[0] or name for name in non_empty(problem)}
     if by == "module":
         paths = first_branches(paths)
     labels = list(dict.fromkeys(paths.values()))
-    ids = [torch.full((p.numel(),), labels.index(paths[name])) for name, p in held(problem).items()]
+    ids = [torch.full((p.numel(),), labels.index(paths[name])) for name, p in non_empty(problem).items()]
     return labels, torch.cat(ids)
 
 
@@ -95,7 +95,7 @@ def channels(problem: Problem) -> tuple[list[str], Tensor]:
     modules = dict(problem.model.named_modules())
     counts: dict[tuple[str, int], list[str]] = {}
     placed = {}
-    for name, p in held(problem).items():
+    for name, p in non_empty(problem).items():
         layer = name.rpartition(".")[0]
         own = channel_of(modules.get(layer), p)
         count = int(own.max()) + 1

@@ -33,9 +33,9 @@ def layers_result(measurement: Any, by: str, sort: str, method: str) -> LayersRe
         standard_error=math.inf if error is None else error,
         **pairs_fields(found.leading),
         blocks=[block_record(found, i) for i in range(len(found.blocks))],
-        diagonal=held_whole(found.diagonal.values),
-        diagonal_errors=held_whole(found.diagonal.standard_errors),
-        block_eigenvectors=side_by_side(found),
+        diagonal=gathered_vector(found.diagonal.values),
+        diagonal_errors=gathered_vector(found.diagonal.standard_errors),
+        block_eigenvectors=block_eigenvectors(found),
         **cost_of(measurement),
     )
 
@@ -81,13 +81,13 @@ def low_ranks(found: Layers, i: int) -> list[LowRank]:
     return [LowRank(weight=w, stable_rank=rank, of_whole=everything.get(w)) for w, rank in own]
 
 
-def held_whole(vector: Any) -> np.ndarray | None:
+def gathered_vector(vector: Any) -> np.ndarray | None:
     """The whole vector in the process that writes; None in the others."""
     rows = gather_on_first(vector[None]).cpu().numpy()
     return rows[0] if len(rows) else None
 
 
-def side_by_side(found: Layers) -> np.ndarray | None:
+def block_eigenvectors(found: Layers) -> np.ndarray | None:
     """The blocks' eigenvectors (k, n), up to 1 GiB: see `LayersResult.block_eigenvectors`."""
     size = sum(pairs.vectors.nbytes for pairs in found.eigenpairs)
     if not 0 < size <= LARGEST_VECTORS:

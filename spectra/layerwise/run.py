@@ -26,17 +26,17 @@ from spectra.layerwise.parameter_blocks import (
 from spectra.layerwise.recording import layers_results
 from spectra.operator import Shaped
 from spectra.records.record import Record
-from spectra.run.known import eigenpairs, end_of
+from spectra.run.earlier_eigenpairs import earlier_which, eigenpairs
+from spectra.run.matrix_set import MatrixSet, PreparedMatrix
 from spectra.run.measurement import Measurement
 from spectra.run.request import AnySize
 from spectra.run.session import Session
-from spectra.run.together import Prepared, Together
 from spectra.vectors import take_rows
 
 LEADING = ("LM", "BE")  # choices of eig that include the eigenvalue of largest magnitude
 
 
-class Settled(NamedTuple):
+class ResolvedSettings(NamedTuple):
     """The settings with defaults that depend on the kind of blocks."""
 
     k: int
@@ -61,12 +61,12 @@ class LayersSettings(AnySize):
     less_memory = ("`k`", "ask for fewer, or choose fewer parameters with `params`")
 
     def basis(self, space: Shaped) -> Placement | None:
-        return basis_of(space, k) if (k := self.settled().k) else None
+        return basis_of(space, k) if (k := self.resolved().k) else None
 
-    def settled(self) -> Settled:
+    def resolved(self) -> ResolvedSettings:
         """The settings with defaults filled in; channels are many, so by default they are ranked by saliency."""
         channels = self.by == "channel"
-        return Settled(
+        return ResolvedSettings(
             k=(0 if channels else 1) if self.k is None else self.k,
             sort=self.sort or ("sensitivity" if channels else "order"),
             rtol=(0.05 if channels else RTOL) if self.rtol is None else self.rtol,
@@ -76,21 +76,21 @@ class LayersSettings(AnySize):
 def layerwise(session: Session[LayersSettings]) -> Record:
     """Analyse each matrix block by block, and return the record."""
     session.load()
-    asked, problem = session.request.settings, session.problem
-    blocks = parameter_blocks(problem, asked.by)
+    settings, problem = session.request.settings, session.problem
+    blocks = parameter_blocks(problem, settings.by)
     root_of(session.network.preconditioner)  # raises an error before anything is computed
     with session.resumable():
         found = [measured(session, name, blocks) for name in session.names]
-    record = session.record([], layers_results(found, asked.by, asked.settled().sort, asked.method))
+    record = session.record([], layers_results(found, settings.by, settings.resolved().sort, settings.method))
     return record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *tied(problem)]))
 
 
 def measured(session: Session[LayersSettings], name: str, blocks: list[ParameterBlock]) -> Measurement:
     """Analyse the blocks of one matrix, and count the cost."""
-    asked, limit, problem = session.request.settings, session.request.max_products, session.problem
-    settled = asked.settled()
+    settings, limit, problem = session.request.settings, session.request.max_products, session.problem
+    resolved = settings.resolved()
     generator = torch.Generator().manual_seed(session.request.seed)
-    together = Together(session, 2)
+    together = MatrixSet(session, 2)
     matrix = together.matrix(problem, name, 200)
     with session.listener.work(name):
         matrix.check(generator, limit)
@@ -103,14 +103,14 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
         session.remembered(own, f"{name}-blocks"),
         blocks,
         block_sums(problem, blocks, matrix.operator, root_of(network.preconditioner)),
-        k=settled.k,
-        method=asked.method,
-        rtol=settled.rtol,
-        ranked=asked.by == "channel" or settled.sort == "sensitivity",
-        tolerance=asked.tolerance,
-        steps=asked.steps,
-        probes=asked.probes,
-        known=leading(session, matrix, name, limit) if settled.k else None,
+        k=resolved.k,
+        method=settings.method,
+        rtol=resolved.rtol,
+        ranked=settings.by == "channel" or resolved.sort == "sensitivity",
+        tolerance=settings.tolerance,
+        steps=settings.steps,
+        probes=settings.probes,
+        known=leading(session, matrix, name, limit) if resolved.k else None,
         generator=generator,
         max_products=None if limit is None else limit - matrix.checks,
         watch=lambda what: session.listener.work(f"{name}, {what}"),
@@ -119,10 +119,12 @@ def measured(session: Session[LayersSettings], name: str, blocks: list[Parameter
     return matrix.measured(found, found.products, time.perf_counter() - start, apart)
 
 
-def leading(session: Session[LayersSettings], matrix: Prepared, name: str, limit: int | None) -> Eigenpairs | None:
+def leading(
+    session: Session[LayersSettings], matrix: PreparedMatrix, name: str, limit: int | None
+) -> Eigenpairs | None:
     """The leading eigenpair from an earlier result of eig, if there is one."""
     path, agree = session.arrays_of_earlier(), session.processes.least
-    if not agree(path is not None and end_of(path) in LEADING) or path is None:
+    if not agree(path is not None and earlier_which(path) in LEADING) or path is None:
         return None
     room = None if limit is None else max(0, limit - matrix.checks) // 4
     known = eigenpairs(path, matrix.counted, name, session.listener.note, agree, "taken", room)

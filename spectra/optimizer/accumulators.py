@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectra.optimizer.entry import Entry
 from spectra.optimizer.momentum import Recurrence
+from spectra.optimizer.parameter_state import ParameterState
 
 
-def adagrad(entry: Entry) -> Tensor:
+def adagrad(entry: ParameterState) -> Tensor:
     """The diagonal of Adagrad's preconditioner."""
     slowing = 1 + (entry.step - 1) * entry.number("lr_decay")
     return slowing * (entry.tensor("sum").sqrt() + entry.number("eps"))
 
 
-def rmsprop(entry: Entry) -> Tensor:
+def rmsprop(entry: ParameterState) -> Tensor:
     """The diagonal of RMSprop's preconditioner."""
     v = entry.tensor("square_avg")
     if entry.on("centered"):
@@ -32,17 +32,17 @@ def rmsprop(entry: Entry) -> Tensor:
     return v.sqrt() + entry.number("eps")
 
 
-def summed_steps(entry: Entry) -> Recurrence:
+def rmsprop_momentum(entry: ParameterState) -> Recurrence:
     """The momentum of RMSprop in torch, m' = b m + g: the threshold is (2 + 2b) / eta, 2 / eta without momentum."""
     return Recurrence(decay=entry.number("momentum"))
 
 
-def adadelta(entry: Entry) -> Tensor:
+def adadelta(entry: ParameterState) -> Tensor:
     """The diagonal of Adadelta's preconditioner."""
     eps = entry.number("eps")
     return ((entry.tensor("square_avg") + eps) / (entry.tensor("acc_delta") + eps)).sqrt()
 
 
-def no_momentum(_entry: Entry) -> Recurrence:
+def no_momentum(_entry: ParameterState) -> Recurrence:
     """No momentum: the threshold is 2 / eta."""
     return Recurrence()

@@ -15,13 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Recurrence
+from spectra.optimizer.parameter_state import ParameterState, refusal
 
 LARGEST_STEP, WARMUP = 1e-2, 1e-6  # of transformers' relative step: its limit, and the growth of the limit per step
 
 
-def torch_diagonal(entry: Entry) -> Tensor:
+def torch_diagonal(entry: ParameterState) -> Tensor:
     """The diagonal of the preconditioner of torch's Adafactor."""
     if len(entry.shape) > 1:
         row, column = (entry.tensor(key, torch_shape(key, entry.shape)) for key in ("row_var", "col_var"))
@@ -40,7 +40,7 @@ def torch_shape(key: str, shape: torch.Size) -> torch.Size:
     return torch.Size([*shape[:-2], 1, shape[-1]]) if key == "col_var" else shape
 
 
-def torch_eps(entry: Entry) -> tuple[float, float]:
+def torch_eps(entry: ParameterState) -> tuple[float, float]:
     """The two eps of torch's Adafactor; a first one of None is the eps of the dtype of the state or parameter.
 
     Raises SpectraError if there are not two.
@@ -52,18 +52,18 @@ def torch_eps(entry: Entry) -> tuple[float, float]:
     return least, smallest
 
 
-def torch_rate(entry: Entry) -> float:
+def torch_rate(entry: ParameterState) -> float:
     """The relative step of torch's Adafactor at its next step."""
     return min(entry.number("lr"), (entry.step + 1) ** -0.5)
 
 
-def torch_decay(entry: Entry) -> float:
+def torch_decay(entry: ParameterState) -> float:
     """The weight decay w with which torch's factor on parameters, 1 - lr weight_decay, is 1 - rho w."""
     rho = torch_rate(entry)
     return entry.number("lr") * entry.number("weight_decay") / rho if rho else 0.0
 
 
-def transformers_diagonal(entry: Entry) -> Tensor:
+def transformers_diagonal(entry: ParameterState) -> Tensor:
     """The diagonal of the preconditioner of transformers' Adafactor."""
     if len(entry.shape) > 1:
         row = entry.tensor("exp_avg_sq_row", entry.shape[:-1])
@@ -74,7 +74,7 @@ def transformers_diagonal(entry: Entry) -> Tensor:
     return v.sqrt() / _scale(entry)
 
 
-def transformers_rate(entry: Entry) -> float:
+def transformers_rate(entry: ParameterState) -> float:
     """The learning rate of transformers' Adafactor, or its relative step at the next step."""
     if not entry.on("relative_step"):
         return entry.number("lr")
@@ -82,24 +82,24 @@ def transformers_rate(entry: Entry) -> float:
     return min(WARMUP * after if entry.on("warmup_init") else LARGEST_STEP, after**-0.5)
 
 
-def transformers_decay(entry: Entry) -> float:
+def transformers_decay(entry: ParameterState) -> float:
     """The weight decay w with which transformers' factor on parameters is 1 - rho w; it scales like the step."""
     return entry.number("weight_decay") * _scale(entry)
 
 
-def averaged_updates(entry: Entry) -> Recurrence:
+def adafactor_momentum(entry: ParameterState) -> Recurrence:
     """The momentum m' = b1 m + (1 - b1) g of transformers' Adafactor with `beta1`; none without it."""
     first = entry.number("beta1") if entry.options.get("beta1") is not None else 0.0
     return Recurrence(decay=first, gain=1 - first)
 
 
-def _scale(entry: Entry) -> float:
+def _scale(entry: ParameterState) -> float:
     """The factor on a step of transformers' Adafactor."""
     _, smallest = _pair_of_eps(entry)
     return max(smallest, entry.root_mean_square()) if entry.on("scale_parameter") else 1.0
 
 
-def _pair_of_eps(entry: Entry) -> tuple[float | None, float]:
+def _pair_of_eps(entry: ParameterState) -> tuple[float | None, float]:
     """The two eps; the first may be None in torch. Raises SpectraError if there are not two."""
     given = entry.options.get("eps")
     if not (isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[1], float | int)):

@@ -15,26 +15,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.optimizer.entry import Entry
 from spectra.optimizer.momentum import Recurrence
+from spectra.optimizer.parameter_state import ParameterState
 
 LEAST_LENGTH = 5  # of the average in RAdam, below which nothing is adapted
 
 
-def adam(entry: Entry) -> Tensor:
+def adam(entry: ParameterState) -> Tensor:
     """The diagonal of Adam's and AdamW's preconditioner."""
     first, second = entry.betas()
     v = entry.tensor("max_exp_avg_sq" if entry.on("amsgrad") else "exp_avg_sq")
     return (1 - first**entry.step) * ((v / (1 - second**entry.step)).sqrt() + entry.number("eps"))
 
 
-def averaged(entry: Entry) -> Recurrence:
+def adam_momentum(entry: ParameterState) -> Recurrence:
     """Adam's momentum m' = b1 m + (1 - b1) g: the threshold is (2 + 2 b1) / ((1 - b1) eta), 38 / eta for b1 = 0.9."""
     first, _ = entry.betas()
     return Recurrence(decay=first, gain=1 - first)
 
 
-def radam(entry: Entry) -> Tensor:
+def radam(entry: ParameterState) -> Tensor:
     """The diagonal of RAdam's preconditioner."""
     first, second = entry.betas()
     t = entry.step
@@ -48,14 +48,14 @@ def radam(entry: Entry) -> Tensor:
     return scale * (entry.tensor("exp_avg_sq").sqrt() + entry.number("eps"))
 
 
-def nadam(entry: Entry) -> Tensor:
+def nadam(entry: ParameterState) -> Tensor:
     """The diagonal of NAdam's preconditioner."""
     _, second = entry.betas()
     root = (entry.tensor("exp_avg_sq") / (1 - second**entry.step)).sqrt()
     return (1 - entry.scalar("mu_product")) * (root + entry.number("eps"))
 
 
-def look_ahead(entry: Entry) -> Recurrence:
+def nadam_momentum(entry: ParameterState) -> Recurrence:
     """NAdam's momentum, with the coefficients of its last step.
 
     They grow during training. In the limit mu = b1, and the threshold is (2 + 2 b1) / ((1 - b1) (1 + 2 b1) eta).

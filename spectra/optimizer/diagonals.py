@@ -22,10 +22,10 @@ from spectra.given_operator import as_operator
 from spectra.inputs.checkpoint_folder import sha256
 from spectra.inputs.safetensors_file import read_safetensors
 from spectra.inputs.state_dict import some
-from spectra.optimizer.entry import refusal
 from spectra.optimizer.momentum import Threshold
+from spectra.optimizer.parameter_state import refusal
 from spectra.optimizer.preconditioner import Preconditioner
-from spectra.optimizer.saved import in_model
+from spectra.optimizer.state_dict import in_model
 from spectra.product_checks import check_operator
 from spectra.quoting import foreign
 
@@ -53,7 +53,7 @@ def read_diagonal(path: Path) -> tuple[dict[str, Any], str]:
         raise refusal(text) from error
 
 
-def of_arrays(arrays: Mapping, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Preconditioner:
+def from_arrays(arrays: Mapping, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Preconditioner:
     """The preconditioner of a diagonal P, given by names of parameters.
 
     Raises SpectraError if an array is missing or wrong.
@@ -65,7 +65,7 @@ def of_arrays(arrays: Mapping, model: nn.Module, parameters: Mapping[str, nn.Par
         text = f"it has no array for {some(missing)}, only for {some(written) or 'nothing'}"
         raise refusal(f"{text}; give one array per parameter, under its name")
     parts = [_part(foreign(name), held[name], p.shape) for name, p in parameters.items()]
-    return of_diagonal(torch.cat(parts), matched="names")
+    return from_diagonal(torch.cat(parts), matched="names")
 
 
 def _part(name: str, array: Any, shape: torch.Size) -> Tensor:
@@ -85,19 +85,19 @@ def _part(name: str, array: Any, shape: torch.Size) -> Tensor:
     return part.flatten()
 
 
-def of_diagonal(diagonal: Tensor, matched: str | None = None) -> Preconditioner:
+def from_diagonal(diagonal: Tensor, matched: str | None = None) -> Preconditioner:
     """The preconditioner of a positive diagonal P (n,)."""
     return Preconditioner(None, diagonal.rsqrt(), None, None, WITHOUT, matched=matched)
 
 
-def of_vector(diagonal: Any, size: int) -> Preconditioner:
+def from_vector(diagonal: Any, size: int) -> Preconditioner:
     """The preconditioner of a diagonal P in one vector. Raises SpectraError if it is not of this size."""
     if len(diagonal) != size:
         raise refusal(f"its P has {len(diagonal):,} entries, but there are {size:,} parameters; give one per parameter")
-    return of_diagonal(_part("all parameters", diagonal, torch.Size([size])))
+    return from_diagonal(_part("all parameters", diagonal, torch.Size([size])))
 
 
-def of_operator(root: Any, size: int) -> Preconditioner:
+def from_operator(root: Any, size: int) -> Preconditioner:
     """The preconditioner of an operator that multiplies by P^-1/2. Raises SpectraError if it is not symmetric."""
     try:
         found = as_operator(root, "optimizer")

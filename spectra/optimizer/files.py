@@ -13,8 +13,8 @@ from spectra.inputs.checkpoint_file import WEIGHTS_ONLY, read_checkpoint
 from spectra.inputs.foreign_formats import RESAVE
 from spectra.inputs.spec import parse_spec
 from spectra.inputs.state_dict import some
-from spectra.optimizer.entry import refusal
-from spectra.optimizer.saved import is_optimizer_state
+from spectra.optimizer.parameter_state import refusal
+from spectra.optimizer.state_dict import is_optimizer_state
 from spectra.quoting import quoted
 
 SAVE = 'torch.save(optimizer.state_dict(), "optimizer.pt")'
@@ -23,7 +23,7 @@ WITHOUT = f"is a folder without {' or '.join(IN_A_FOLDER)}; name the file that h
 OPTIONS = ("name", "key")  # of a path: the name of torch's class, and the key of the state in the file
 
 
-class Held(NamedTuple):
+class OptimizerSource(NamedTuple):
     """An optimizer or its state, the name of torch's class if it was given, and the source."""
 
     optimizer: Any
@@ -31,7 +31,7 @@ class Held(NamedTuple):
     source: str
 
 
-def optimizer_in(given: Any, checkpoint: str | Path | None) -> Held | None:
+def find_optimizer(given: Any, checkpoint: str | Path | None) -> OptimizerSource | None:
     """Find the given optimizer, or its saved state; None if there is neither.
 
     Args:
@@ -43,13 +43,13 @@ def optimizer_in(given: Any, checkpoint: str | Path | None) -> Held | None:
         SpectraError: a file holds no state, or cannot be read, or the path has an unknown option.
     """
     if given is None:
-        return None if checkpoint is None else Held(read_optimizer(checkpoint), None, str(checkpoint))
+        return None if checkpoint is None else OptimizerSource(read_optimizer(checkpoint), None, str(checkpoint))
     if not isinstance(given, str | os.PathLike):
-        return Held(given, None, type(given).__name__)
+        return OptimizerSource(given, None, type(given).__name__)
     path, options = parse_spec(os.fspath(given), "`optimizer`")
     if unknown := sorted(options.keys() - set(OPTIONS)):
         raise SpectraError(f"`optimizer` {given}: it has no option {unknown[0]}; available: {', '.join(OPTIONS)}")
-    return Held(read_optimizer(path, options.get("key")), options.get("name"), os.fspath(given))
+    return OptimizerSource(read_optimizer(path, options.get("key")), options.get("name"), os.fspath(given))
 
 
 def read_optimizer(path: str | Path, key: str | None = None) -> Mapping:

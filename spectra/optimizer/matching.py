@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from spectra.optimizer.entry import refusal
+from spectra.optimizer.parameter_state import refusal
 from spectra.quoting import foreign
 from spectra.wording import counted
 

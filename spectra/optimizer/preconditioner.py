@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 from spectra.errors import ArgumentError, SpectraError
 from spectra.operator import SymmetricOperator, find_on, placed
-from spectra.optimizer.entry import Entry, refusal
 from spectra.optimizer.momentum import Threshold, threshold
+from spectra.optimizer.parameter_state import ParameterState, refusal
 from spectra.optimizer.preconditioned import Preconditioned
-from spectra.optimizer.rules import ALWAYS_DECOUPLED, RULES, names_in, of_class, recognise, refuse_others
-from spectra.optimizer.saved import Entries, read_entries
-from spectra.problem.choice import choose_parameters
+from spectra.optimizer.rules import ALWAYS_DECOUPLED, RULES, names_in, recognise, refuse_others, rule_name_of
+from spectra.optimizer.state_dict import ParameterStates, read_parameter_states
+from spectra.problem.parameter_selection import select_parameters
 from spectra.quoting import foreign
 from spectra.wording import outline
 
@@ -109,21 +109,21 @@ def preconditioner(
         SpectraError: the optimizer is none of those in `spectra.optimizer.rules.RULES`, the state of a parameter is
             missing or cannot be matched with certainty, or P is not positive and finite.
     """
-    chosen = choose_parameters(model) if parameters is None else parameters
-    held = entries_of(optimizer, model, chosen, name)
-    return replace(_of_entries(held.kind, [held.by_name[own] for own in chosen], name), matched=held.matched)
+    chosen = select_parameters(model) if parameters is None else parameters
+    held = parameter_states_of(optimizer, model, chosen, name)
+    return replace(_from_parameter_states(held.kind, [held.by_name[own] for own in chosen], name), matched=held.matched)
 
 
-def entries_of(
+def parameter_states_of(
     optimizer: Optimizer | Mapping, model: nn.Module, chosen: Mapping[str, nn.Parameter], name: str | None = None
-) -> Entries:
+) -> ParameterStates:
     """The options and state that an optimizer, or its state dict, holds for each parameter.
 
     The arguments are those of `preconditioner`. Raises SpectraError if a chosen parameter is not certainly among those
     of the optimizer.
     """
     is_saved = isinstance(optimizer, Mapping)
-    held = read_entries(optimizer, model, name) if is_saved else _live(optimizer, model, name)
+    held = read_parameter_states(optimizer, model, name) if is_saved else _live(optimizer, model, name)
     if missing := [own for own in chosen if own not in held.by_name]:
         rest = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise refusal(f"{foreign(missing[0])}{rest} not among its parameters; leave such parameters out with `params`")
@@ -139,7 +139,7 @@ def refuse_second_decay(
     """
     if not decay:
         return
-    held = entries_of(optimizer, model, chosen, name)
+    held = parameter_states_of(optimizer, model, chosen, name)
     if any(held.by_name[own].number("weight_decay") for own in chosen):
         raise second_decay(decay)
 
@@ -152,14 +152,14 @@ def second_decay(decay: float, optimizer: str = "the optimizer") -> SpectraError
     )
 
 
-def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
+def _live(optimizer: Any, model: nn.Module, name: str | None) -> ParameterStates:
     """The options and state that an optimizer in memory holds for each parameter."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):  # as Accelerate and Lightning wrap it
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise refusal(f"expected a torch.optim optimizer or its state_dict(), got {type(optimizer).__name__}")
     states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
-    known = name or of_class(type(optimizer))
+    known = name or rule_name_of(type(optimizer))
     if known is None:
         refuse_others(names_in(optimizer.param_groups), names_in(states))
         shown = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
@@ -169,14 +169,14 @@ def _live(optimizer: Any, model: nn.Module, name: str | None) -> Entries:
     rule = recognise(optimizer.param_groups, states, known)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     held = {
-        own: Entry(own, p.shape, groups[id(p)], optimizer.state.get(p, {}), p)
+        own: ParameterState(own, p.shape, groups[id(p)], optimizer.state.get(p, {}), p)
         for own, p in model.named_parameters()
         if id(p) in groups
     }
-    return Entries(rule, held, matched=None)
+    return ParameterStates(rule, held, matched=None)
 
 
-def _of_entries(kind: str, entries: list[Entry], name: str | None) -> Preconditioner:
+def _from_parameter_states(kind: str, entries: list[ParameterState], name: str | None) -> Preconditioner:
     rule = RULES[kind]
     rates = [rule.rate(entry) for entry in entries]
     rate = rates[0] if len(set(rates)) == 1 else None
@@ -205,7 +205,7 @@ def _of_entries(kind: str, entries: list[Entry], name: str | None) -> Preconditi
     )
 
 
-def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
+def _diagonal(diagonal: Tensor, entry: ParameterState) -> Tensor:
     """The diagonal of P. Raises SpectraError if it is not positive and finite."""
     if not (diagonal.isfinite() & (diagonal > 0)).all():
         raise refusal(
@@ -215,7 +215,7 @@ def _diagonal(diagonal: Tensor, entry: Entry) -> Tensor:
     return diagonal
 
 
-def is_decoupled(entry: Entry, kind: str, name: str | None) -> bool:
+def is_decoupled(entry: ParameterState, kind: str, name: str | None) -> bool:
     """Whether weight decay is decoupled. Raises SpectraError if the state does not say, or contradicts `kind`."""
     if kind in ALWAYS_DECOUPLED:
         if entry.options.get("decoupled_weight_decay") is False and entry.number("weight_decay"):

@@ -13,21 +13,21 @@ from typing import Any
 from torch import Tensor
 
 from spectra.optimizer import adafactor
-from spectra.optimizer.accumulators import adadelta, adagrad, no_momentum, rmsprop, summed_steps
-from spectra.optimizer.adam import adam, averaged, look_ahead, nadam, radam
-from spectra.optimizer.entry import Entry, refusal
+from spectra.optimizer.accumulators import adadelta, adagrad, no_momentum, rmsprop, rmsprop_momentum
+from spectra.optimizer.adam import adam, adam_momentum, nadam, nadam_momentum, radam
 from spectra.optimizer.momentum import Recurrence
+from spectra.optimizer.parameter_state import ParameterState, refusal
 from spectra.optimizer.sgd import heavy_ball, identity
 from spectra.quoting import foreign
 from spectra.wording import counted
 
 
-def rate_of(entry: Entry) -> float:
+def rate_of(entry: ParameterState) -> float:
     """The learning rate."""
     return entry.number("lr")
 
 
-def decay_of(entry: Entry) -> float:
+def decay_of(entry: ParameterState) -> float:
     """The weight decay."""
     return entry.number("weight_decay")
 
@@ -38,15 +38,17 @@ class Rule:
 
     options: frozenset[str]  # of its groups, without those in COMPUTED and BESIDE
     kept: frozenset[str]  # names of its state
-    diagonal: Callable[[Entry], Tensor]  # of P, in float64
-    recurrence: Callable[[Entry], Recurrence]
-    rate: Callable[[Entry], float] = rate_of
-    decay: Callable[[Entry], float] = decay_of
+    diagonal: Callable[[ParameterState], Tensor]  # of P, in float64
+    recurrence: Callable[[ParameterState], Recurrence]
+    rate: Callable[[ParameterState], float] = rate_of
+    decay: Callable[[ParameterState], float] = decay_of
     mark: str = "foreach"  # an option that all its groups have: one of torch's, or its own
 
 
 AVERAGES = frozenset({"step", "exp_avg", "exp_avg_sq"})
-ADAM = Rule(frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad"}), AVERAGES | {"max_exp_avg_sq"}, adam, averaged)
+ADAM = Rule(
+    frozenset({"lr", "betas", "eps", "weight_decay", "amsgrad"}), AVERAGES | {"max_exp_avg_sq"}, adam, adam_momentum
+)
 RULES = {
     "Adam": ADAM,
     "AdamW": ADAM,
@@ -54,13 +56,13 @@ RULES = {
         frozenset({"lr", "betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"}),
         AVERAGES | {"mu_product"},
         nadam,
-        look_ahead,
+        nadam_momentum,
     ),
     "RAdam": Rule(
         frozenset({"lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"}),
         AVERAGES,
         radam,
-        averaged,
+        adam_momentum,
     ),
     "Adagrad": Rule(
         frozenset({"lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"}),
@@ -72,7 +74,7 @@ RULES = {
         frozenset({"lr", "alpha", "eps", "weight_decay", "momentum", "centered"}),
         frozenset({"step", "square_avg", "grad_avg", "momentum_buffer"}),
         rmsprop,
-        summed_steps,
+        rmsprop_momentum,
     ),
     "Adadelta": Rule(
         frozenset({"lr", "rho", "eps", "weight_decay"}),
@@ -99,7 +101,7 @@ RULES = {
         | {"scale_parameter", "relative_step", "warmup_init"},
         frozenset({"step", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq", "exp_avg", "RMS"}),
         adafactor.transformers_diagonal,
-        adafactor.averaged_updates,
+        adafactor.adafactor_momentum,
         adafactor.transformers_rate,
         adafactor.transformers_decay,
         mark="relative_step",
@@ -145,7 +147,7 @@ SUPPORTED = (
 )
 
 
-def of_class(kind: type) -> str | None:
+def rule_name_of(kind: type) -> str | None:
     """The name in RULES of an optimizer's class, if it is one of those."""
     package, _, module = kind.__module__.partition(".")
     torchs = package == "torch" and module.partition(".")[0] == "optim"

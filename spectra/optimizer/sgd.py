@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectra.optimizer.entry import Entry
 from spectra.optimizer.momentum import Recurrence
+from spectra.optimizer.parameter_state import ParameterState
 
 
-def identity(entry: Entry) -> Tensor:
+def identity(entry: ParameterState) -> Tensor:
     """The diagonal of the identity."""
     return torch.ones(entry.shape, dtype=torch.float64)
 
 
-def heavy_ball(entry: Entry) -> Recurrence:
+def heavy_ball(entry: ParameterState) -> Recurrence:
     """The momentum m' = b m + (1 - d) g of torch's SGD with dampening d.
 
     The step is -eta m', and the threshold (2 + 2b) / ((1 - d) eta). With `nesterov` the step is -eta (g + b m'), and

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 
 from spectra.errors import describe
 from spectra.optimizer.adafactor import torch_eps, torch_shape
-from spectra.optimizer.entry import Entry, as_number, refusal
-from spectra.optimizer.preconditioner import entries_of, is_decoupled
-from spectra.optimizer.saved import SCALARS
+from spectra.optimizer.parameter_state import ParameterState, as_number, refusal
+from spectra.optimizer.preconditioner import is_decoupled, parameter_states_of
+from spectra.optimizer.state_dict import SCALARS
 from spectra.quoting import foreign
 
 BY_SPEED = {"foreach", "fused", "capturable", "differentiable"}  # options that change the speed, not the result
@@ -52,7 +52,7 @@ def next_update(
         SpectraError: the optimizer is not supported, a parameter is not certainly among its parameters, or torch's
             class cannot continue from its state.
     """
-    held = entries_of(optimizer, model, parameters, name)
+    held = parameter_states_of(optimizer, model, parameters, name)
     given = gradient.detach().cpu().double().split([p.numel() for p in parameters.values()])
     return torch.cat(
         [
@@ -85,7 +85,7 @@ def momentum(
     Raises:
         SpectraError: as for `next_update`, or the optimizer keeps no momentum, or none yet for a parameter.
     """
-    held = entries_of(optimizer, model, parameters, name)
+    held = parameter_states_of(optimizer, model, parameters, name)
     entries = [held.by_name[own] for own in parameters]
     keys = {key for entry in entries for key in MOMENTA if entry.state.get(key) is not None}
     if not keys:
@@ -97,7 +97,7 @@ def momentum(
     return -torch.cat([(torch.zeros(e.shape).double() if e.name in none else e.tensor(key)).flatten() for e in entries])
 
 
-def _stepped(entry: Entry, kind: str, name: str | None, p: Tensor, gradient: Tensor) -> Tensor:
+def _stepped(entry: ParameterState, kind: str, name: str | None, p: Tensor, gradient: Tensor) -> Tensor:
     """The change of one parameter by a step of torch's class."""
     own = nn.Parameter(p.detach().cpu().double().clone())
     before = own.detach().clone()
@@ -111,7 +111,7 @@ def _stepped(entry: Entry, kind: str, name: str | None, p: Tensor, gradient: Ten
     return own.detach() - before
 
 
-def _optimizer(entry: Entry, kind: str, name: str | None, own: nn.Parameter) -> Optimizer:
+def _optimizer(entry: ParameterState, kind: str, name: str | None, own: nn.Parameter) -> Optimizer:
     """An optimizer of torch for one parameter, with its saved options and state."""
     options = dict(entry.options)
     if kind in ("Adam", "AdamW"):  # one class in all but this
@@ -138,7 +138,7 @@ def _plain(value: Any, key: str) -> Any:
     return value if value is None or isinstance(value, bool | str) else as_number(value, key)
 
 
-def _restored(entry: Entry, key: str) -> Tensor:
+def _restored(entry: ParameterState, key: str) -> Tensor:
     """A copy of a value of the state, in float64."""
     if key in SCALARS:
         return torch.tensor(entry.scalar(key), dtype=torch.float64)

@@ -51,13 +51,13 @@ def comparison(record: Record, entries: Sequence[CompareResult]) -> SimpleNamesp
     return SimpleNamespace(
         k=int(record.problem.option("k")),
         dimension=record.problem.parameters,
-        portraits={entry.curvature: portrait(entry) for entry in entries},
+        summaries={entry.curvature: matrix_summary(entry) for entry in entries},
         pairs=[pair(found) for found in record.pairs or [] if found.first in names and found.second in names],
     )
 
 
-def portrait(entry: CompareResult) -> SimpleNamespace:
-    """The part that figures read of a `comparison.portrait.Portrait`, made from a record."""
+def matrix_summary(entry: CompareResult) -> SimpleNamespace:
+    """The part that figures read of a `comparison.matrix_summary.MatrixSummary`, made from a record."""
     values, residuals = torch.from_numpy(entry.values), torch.from_numpy(entry.residuals)
     if values.shape != residuals.shape:
         raise ValueError(f"{len(values)} eigenvalues, {len(residuals)} residuals")

@@ -48,12 +48,12 @@ def comparison_figure(comparison: Any, title: str | None = None, width: float = 
     Returns:
         The figure, or None where its numbers are not finite.
     """
-    portraits = {n: p for n, p in comparison.portraits.items() if p.eigenpairs.values.isfinite().all()}
-    if len(portraits) < 2 or not comparison.pairs:
+    summaries = {n: p for n, p in comparison.summaries.items() if p.eigenpairs.values.isfinite().all()}
+    if len(summaries) < 2 or not comparison.pairs:
         return None
-    looks = {name: marker_style(i) | line_style(i, len(portraits)) for i, name in enumerate(portraits)}
+    looks = {name: marker_style(i) | line_style(i, len(summaries)) for i, name in enumerate(summaries)}
     measures = {
-        n: p.measure for n, p in portraits.items() if p.measure is not None and p.measure.nodes.isfinite().all()
+        n: p.measure for n, p in summaries.items() if p.measure is not None and p.measure.nodes.isfinite().all()
     }
     pairs = [pair for pair in comparison.pairs if np.isfinite(pair.distance.value)]
     with matplotlib.style.context(STYLE):
@@ -68,7 +68,7 @@ def comparison_figure(comparison: Any, title: str | None = None, width: float = 
         figure = Figure(figsize=(width, sum(heights)), layout="constrained")
         parts = figure.subfigures(3, height_ratios=heights, squeeze=False)[:, 0]  # each with margins of its own
         eigenvalues, overlaps = parts[0].subplots(2 // columns, columns)
-        draw_eigenvalues(eigenvalues, portraits, comparison.k, looks, inches)
+        draw_eigenvalues(eigenvalues, summaries, comparison.k, looks, inches)
         draw_overlaps(overlaps, comparison, looks, inches)
         draw_spectra(parts[1].subplots(), measures, looks, width - 0.7)
         draw_distances(parts[2].subplots(), pairs, names, width)
@@ -76,14 +76,14 @@ def comparison_figure(comparison: Any, title: str | None = None, width: float = 
     return figure
 
 
-def draw_eigenvalues(axes: Axes, portraits: dict[str, Any], k: int, looks: Looks, inches: float) -> None:
+def draw_eigenvalues(axes: Axes, summaries: dict[str, Any], k: int, looks: Looks, inches: float) -> None:
     """Draw magnitudes of eigenvalues by rank, without zeros within rounding; negative ones are hollow."""
-    spectra = {name: portrait.eigenpairs.values[:k].numpy() for name, portrait in portraits.items()}
+    spectra = {name: summary.eigenpairs.values[:k].numpy() for name, summary in summaries.items()}
     largest = max(np.abs(values).max(initial=0.0) for values in spectra.values())
     drawn, negative = [], False
     for i, (name, values) in enumerate(spectra.items()):
         held = np.abs(values) > NOISE * largest
-        errors, at = portraits[name].eigenpairs.residuals[:k].numpy(), 1 + np.arange(len(values))
+        errors, at = summaries[name].eigenpairs.residuals[:k].numpy(), 1 + np.arange(len(values))
         shift = SPREAD * ((i + 0.5) / len(spectra) - 0.5)
         points(axes, at[held] + shift, np.abs(values[held]), errors[held], values[held] >= 0, looks[name])
         drawn, negative = [*drawn, *np.abs(values[held])], negative or bool((values[held] < 0).any())
@@ -157,7 +157,7 @@ def draw_spectra(axes: Axes, measures: dict[str, Any], looks: Looks, inches: flo
 
 def draw_overlaps(axes: Axes, comparison: Any, looks: Looks, inches: float) -> None:
     """Draw the overlaps of each matrix with the first; the dotted line is the overlap of two random spaces."""
-    first = next(iter(comparison.portraits))
+    first = next(iter(comparison.summaries))
     for pair in comparison.pairs:
         if pair.first != first or pair.second not in looks or not pair.agreements:
             continue

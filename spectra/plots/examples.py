@@ -73,7 +73,7 @@ def held_out_figure(comparisons: Mapping[str, Any], width: float = PAGE) -> Figu
 
 def draw_both(axes: Axes, one: Any, looks: Sequence[dict[str, Any]]) -> None:
     """Draw the leading eigenvalues of one matrix on both data sets."""
-    (here, there), k = one.portraits.values(), one.k
+    (here, there), k = one.summaries.values(), one.k
     values = [here.eigenpairs.values[:k].numpy(), there.eigenpairs.values[:k].numpy(), one.pairs[0].first_by_second]
     errors = [here.eigenpairs.residuals[:k].numpy(), there.eigenpairs.residuals[:k].numpy(), None]
     for i, (y, error) in enumerate(zip(values, errors, strict=True)):

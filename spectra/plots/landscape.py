@@ -29,7 +29,7 @@ from spectra.plots.style import (
     side_by_side,
     with_note,
 )
-from spectra.records.directions import ShortNames, is_way
+from spectra.records.directions import ShortNames, leads_to_checkpoint
 from spectra.records.landscape import Direction, SpreadAlong
 from spectra.records.record import Record
 from spectra.wording import with_error
@@ -197,7 +197,7 @@ def keys(lines: Sequence[Panel], checkpoints: Sequence[str], called: ShortNames)
 def unit(direction: Direction) -> str:
     """The label of an axis along a direction."""
     usual = "t" if direction.eigenvalue is None else "distance t"
-    return "t (1: the checkpoint)" if is_way(direction.name) else UNITS.get(direction.name, usual)
+    return "t (1: the checkpoint)" if leads_to_checkpoint(direction.name) else UNITS.get(direction.name, usual)
 
 
 def colour(place: int) -> str:
@@ -244,7 +244,7 @@ def draw_lines(
         above.plot(t, loss, color=LOSS if alone else colour(place), linewidth=1.8, zorder=3)
         above.plot(t, prediction, **dashed, linestyle=DASHED, zorder=4)
         above.plot(0, loss[panel.found.origin], marker(place), **MARK, zorder=5)
-        if (is_way(direction.name) or direction.name == "update") and t[-1] >= 1:
+        if (leads_to_checkpoint(direction.name) or direction.name == "update") and t[-1] >= 1:
             above.plot(1, np.interp(1.0, t, loss), marker(place), **END, zorder=6)
         if panel.found.barrier:
             draw_barrier(above, below, panel, t, loss, CHORD if alone else colour(place))

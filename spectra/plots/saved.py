@@ -21,7 +21,7 @@ from spectra.plots.eigenvalues import eigenvalue_figure
 from spectra.plots.names import all_settable, check_text, default_labels, names, settable
 from spectra.plots.style import MOST_CURVES, PAGE
 from spectra.plots.trace import trace_figure
-from spectra.records.fields import Lacks, key_of
+from spectra.records.fields import MissingKey, key_of
 from spectra.records.files import read
 from spectra.records.precondition import titled
 from spectra.records.problem import ProblemRecord
@@ -245,7 +245,7 @@ def intact(path: Path, command: str) -> Iterator[None]:
         if str(error).startswith("RESULT "):
             raise
         raise input_error("RESULT", path, str(error)) from error
-    except Lacks as error:
+    except MissingKey as error:
         key = error.args[0]
         raise input_error("RESULT", path, f"lacks '{key}'; run spectra {command} again") from error
     except Exception as error:  # a damaged record may break anything; SPECTRA_TRACEBACK=1 shows where

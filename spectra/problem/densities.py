@@ -3,7 +3,8 @@
 The loss of an example with targets y is the mean of -log p(y|f) over the remaining dimensions of `log_prob`. For the
 Fisher matrices, the m terms of an example are one joint density with independent parts, times 1/m. The Fisher
 information in the parameters of a distribution is known (`information`), and autograd gives their derivative with
-respect to the output. Labels are drawn from uniform numbers that belong to the example (`spectra.problem.draws`).
+respect to the output. Labels are drawn from uniform numbers that belong to the example
+(`spectra.problem.inverse_transform`).
 
 An object that is called with (output, target) defines its density by a method `draw(output, uniform)`, which returns
 targets computed from uniform numbers `uniform(j)` in (0, 1), of shape (b,) and new for each j.
@@ -25,14 +26,14 @@ from torch.utils import _pytree as pytree
 
 from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
-from spectra.problem.draws import drawn
 from spectra.problem.information import information
+from spectra.problem.inverse_transform import inverse_transform
 from spectra.problem.losses import CustomLoss
 
 Uniform = Callable[[int], Tensor]
 
 
-def names_density(function: Any) -> bool:
+def returns_distribution(function: Any) -> bool:
     """Whether a function takes the output alone, and so returns a distribution of the targets."""
     try:
         parameters = list(inspect.signature(getattr(function, "forward", function)).parameters.values())
@@ -90,12 +91,12 @@ class DensityLoss(CustomLoss):
 
 
 @dataclass(frozen=True)
-class DrawnLoss(CustomLoss):
+class SampledLoss(CustomLoss):
     """A user's loss of (output, target) that defines its density by a method `draw(output, uniform)`."""
 
-    def distribution(self, restored: Callable[[Tensor], Any]) -> DrawnRows:
+    def distribution(self, restored: Callable[[Tensor], Any]) -> SampledRows:
         """The distribution as a function of rows, for fisher-mc; `restored` turns rows into the output."""
-        return DrawnRows(self, restored)
+        return SampledRows(self, restored)
 
     def drawn(self, output: Any, uniform: Uniform) -> Any:
         """Draw targets with the loss's own method. Raises SpectraError if it fails."""
@@ -109,10 +110,10 @@ class DrawnLoss(CustomLoss):
 
 
 @dataclass(frozen=True)
-class DrawnRows:
+class SampledRows:
     """A density given rows (b, ...) that can only be drawn from: a `Distribution` without `expected`."""
 
-    loss: DrawnLoss | DensityLoss
+    loss: SampledLoss | DensityLoss
     restored: Callable[[Tensor], Any]
 
     def scales(self, rows: Tensor, targets: Any) -> Tensor:
@@ -135,18 +136,18 @@ class DrawnRows:
 
     def targets(self, output: Any, uniform: Uniform, dtype: torch.dtype) -> Any:
         """Draw targets for an output."""
-        assert isinstance(self.loss, DrawnLoss)
+        assert isinstance(self.loss, SampledLoss)
         return self.loss.drawn(output, uniform)
 
 
 @dataclass(frozen=True)
-class DensityRows(DrawnRows):
+class DensityRows(SampledRows):
     """The density given rows (b, ...) of a loss that returns a distribution: a `Distribution`."""
 
     def targets(self, output: Any, uniform: Uniform, dtype: torch.dtype) -> Any:
         """Draw targets for an output. Raises SpectraError if the family has no icdf."""
         assert isinstance(self.loss, DensityLoss)
-        return drawn(self.loss.density(output), uniform, dtype)
+        return inverse_transform(self.loss.density(output), uniform, dtype)
 
     def expected(self, rows: Tensor, vectors: Tensor) -> Tensor:
         """The expectation E[r r'] u = J'F J u: J is the derivative of the parameters in the rows, F their information.

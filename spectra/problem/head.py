@@ -25,7 +25,7 @@ from spectra.problem.weights import LABELS, WEIGHTS, weights_of
 LEAST = 512  # classes: with fewer, logits take little of the memory
 
 
-class Reached(BaseException):
+class HeadReached(BaseException):
     """Raised when a forward pass reaches the head; a BaseException, so that no model catches it."""
 
     def __init__(self, given: Tensor):
@@ -64,13 +64,13 @@ def head_inputs(problem: Problem, batch: Batch, head: Head) -> Tensor:
     """The inputs of the head for a batch, one row per token: (E, D)."""
 
     def stop(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        raise Reached(arguments[0])
+        raise HeadReached(arguments[0])
 
     _ = problem.writes_inputs  # calls the model, so it is evaluated before hooks are registered
     handle = head.layer(problem.model).register_forward_pre_hook(stop)
     try:
         problem.output(batch)
-    except Reached as reached:
+    except HeadReached as reached:
         given = reached.given if torch.is_grad_enabled() else reached.given.detach()
         return given.flatten(0, -2)
     finally:

@@ -41,7 +41,7 @@ class AbsoluteError(Elementwise):
         return torch.where(columns(uniform, rows.shape[1]) < 0.5, -1.0, 1.0).to(rows)
 
 
-class Bent(Elementwise):
+class LinearTailLoss(Elementwise):
     """A loss that is c x^2 / 2 for errors x up to a width, and linear beyond."""
 
     @property
@@ -78,7 +78,7 @@ class Bent(Elementwise):
 
 
 @dataclass(frozen=True)
-class Huber(Bent):
+class Huber(LinearTailLoss):
     """`torch.nn.HuberLoss`: -log p of Huber's distribution, divided by the number of outputs."""
 
     delta: float = 1.0
@@ -106,7 +106,7 @@ class Huber(Bent):
 
 
 @dataclass(frozen=True)
-class SmoothL1(Bent):
+class SmoothL1(LinearTailLoss):
     """`torch.nn.SmoothL1Loss`: Huber's loss divided by beta, with slope 1 in the tails. `beta` is above 0."""
 
     beta: float = 1.0

@@ -21,7 +21,7 @@ from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.problem import Problem
-from spectra.problem.side_effects import draws, modules, reseed, without_side_effects
+from spectra.problem.side_effects import global_generator_states, modules, reseed, without_side_effects
 
 CALLS = 8
 CALLS_WITH_CHANCE = 64  # an event at one call in ten is missed once in 900 times
@@ -30,14 +30,14 @@ OTHERS = 3  # batches
 GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
-def refuse_chance(problem: Problem) -> None:
+def refuse_random_output(problem: Problem) -> None:
     """Raise SpectraError if the output for the same examples changes from call to call."""
     batch = fewest(problem)
     calls = CALLS if len(batch) <= FEW else 2
     with without_side_effects(problem.model):
-        before = draws()
+        before = global_generator_states()
         expected = by_example(problem, problem.call(batch), batch)
-        if draws() != before or keeps_generator(problem):
+        if global_generator_states() != before or has_generator(problem):
             calls = CALLS_WITH_CHANCE
         for number in range(1, calls):
             reseed(number)
@@ -50,7 +50,7 @@ def fewest(problem: Problem) -> Batch:
     return batch if attempted(problem, batch, slice(FEW)) is None else batch.part(slice(FEW))
 
 
-def keeps_generator(problem: Problem) -> bool:
+def has_generator(problem: Problem) -> bool:
     """Whether a module holds a random generator of its own."""
     values = (value for module in modules(problem.model) for value in vars(module).values())
     return any(isinstance(value, GENERATORS) for value in values)

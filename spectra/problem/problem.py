@@ -17,7 +17,6 @@ from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.blocks import recomputing
-from spectra.problem.choice import choose_parameters, refuse_training_layers
 from spectra.problem.losses import ClassificationLoss, CustomLoss, Loss
 from spectra.problem.model_inputs import (
     BEYOND,
@@ -30,6 +29,7 @@ from spectra.problem.model_inputs import (
 )
 from spectra.problem.model_loss import forward
 from spectra.problem.outputs import Layout, choose_output, flattened, tensors_of
+from spectra.problem.parameter_selection import refuse_training_layers, select_parameters
 from spectra.problem.side_effects import without_side_effects
 from spectra.problem.tokens import Head
 from spectra.problem.weights import Weighable, labels_of, weighable, weights_of
@@ -110,7 +110,7 @@ class Problem:
         require_integer("mc_samples", self.mc_samples)
         require_boolean("recompute_activations", self.recompute_activations, optional=True)
         if not self.parameters:
-            object.__setattr__(self, "parameters", choose_parameters(self.model))
+            object.__setattr__(self, "parameters", select_parameters(self.model))
         refuse_training_layers(self.model)
 
     def __repr__(self) -> str:

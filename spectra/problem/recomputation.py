@@ -71,13 +71,13 @@ def recomputed(
 
     results, links = [found[i].detach() for i in made], {} if links is None else links
     inputs = [*map(linked, given), *(links.setdefault(id(p), linked(p)) for p in parameters)]
-    about = About(differentiable, len(given), parameters, {*names_behind([found[i] for i in made])})
+    about = RecomputedFunction(differentiable, len(given), parameters, {*names_behind([found[i] for i in made])})
     for i, result in zip(made, Recomputed.apply(about, results, *inputs), strict=True):
         found[i] = result
     return pytree.tree_unflatten(found, shape)
 
 
-class About:
+class RecomputedFunction:
     """A function of `count` tensors, the parameters that it uses besides, and the names of the nodes of its graph."""
 
     def __init__(self, function: Function, count: int, parameters: Sequence[Tensor], names: Set[str]):
@@ -94,7 +94,7 @@ class Recomputed(torch.autograd.Function):
     """The function with results that are computed already; it saves only its arguments."""
 
     @staticmethod
-    def forward(ctx, about: About, results: Sequence[Tensor], *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, about: RecomputedFunction, results: Sequence[Tensor], *given: Tensor) -> tuple[Tensor, ...]:
         """The results."""
         ctx.about, ctx.names = about, about.names
         ctx.save_for_backward(*given)
@@ -114,7 +114,7 @@ class Pullback(torch.autograd.Function):
     """The vector-Jacobian product of the function with the gradients of its outputs (`slopes`)."""
 
     @staticmethod
-    def forward(ctx, about: About, wanted: Sequence[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx, about: RecomputedFunction, wanted: Sequence[bool], *tensors: Tensor) -> tuple[Tensor, ...]:
         """The gradient of each input that is wanted."""
         ctx.about, ctx.wanted = about, wanted
         ctx.save_for_backward(*tensors)

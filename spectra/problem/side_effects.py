@@ -43,7 +43,12 @@ def without_side_effects(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            if any(isinstance(x, Tensor) for pair in before if changed(*pair) for x in pytree.tree_leaves(new(*pair))):
+            if any(
+                isinstance(x, Tensor)
+                for pair in before
+                if has_changed(*pair)
+                for x in pytree.tree_leaves(new_entries(*pair))
+            ):
                 for container, had in before:
                     put_back(container, had)
 
@@ -70,7 +75,7 @@ def is_cache(value: Any) -> bool:
     return type(value) in CONTAINERS and len(value) <= LARGEST
 
 
-def changed(container: Any, before: Any) -> bool:
+def has_changed(container: Any, before: Any) -> bool:
     """Whether a container has other entries now, or has them in another order."""
     if not before or len(container) != len(before):
         return len(container) != len(before)
@@ -78,7 +83,7 @@ def changed(container: Any, before: Any) -> bool:
     return not all(map(operator.is_, *both))
 
 
-def new(container: Any, before: Any) -> list[Any]:
+def new_entries(container: Any, before: Any) -> list[Any]:
     """The entries of a container that it did not have before."""
     now, then = (c.values() if isinstance(c, dict) else c for c in (container, before))
     known = {id(value) for value in then}
@@ -109,7 +114,7 @@ def reseed(number: int) -> None:
     np.random.seed(number)  # noqa: NPY002
 
 
-def draws() -> list[bytes]:
+def global_generator_states() -> list[bytes]:
     """The states of the global generators, which change when a number is drawn."""
     states = [state.numpy().tobytes() for state in pytree.tree_leaves(generator_states())]
     return [*states, pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())]  # noqa: NPY002

@@ -44,7 +44,7 @@ class CompareResult(Entry):
 
     @classmethod
     def of(cls, measurement: Any, k: int, outliers: Outliers | None = None) -> CompareResult:
-        """Make the record of a measurement of a `Portrait`."""
+        """Make the record of a measurement of a `MatrixSummary`."""
         found = measurement.answer
         return cls(
             method="comparison",
@@ -214,7 +214,7 @@ class Subsample(Stored):
 
     @classmethod
     def of(cls, name: str, by_size: Any, here: np.ndarray, examples: int) -> Subsample:
-        """Make the record of a `comparison.subsample.BySize` and of the matrix's eigenvalues (k,) on all `examples`."""
+        """Make the record of `SubsetEigenvalues` and of the matrix's eigenvalues (k,) on all `examples`."""
         return cls(
             curvature=name,
             sizes=by_size.sizes,

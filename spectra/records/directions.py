@@ -10,7 +10,7 @@ from spectra.wording import short_paths
 OTHER, PATH = "checkpoint:", "path:"  # prefixes of names that end in a file or a glob
 
 
-def is_way(name: str) -> bool:
+def leads_to_checkpoint(name: str) -> bool:
     """Whether a direction leads to another checkpoint."""
     return name.startswith(OTHER)
 
@@ -21,7 +21,9 @@ class ShortNames:
     def __init__(self, results: Iterable[Any], text: Callable[[str], str]):
         """`text` shortens or escapes a name for the place where it is shown."""
         results = list(results)
-        ways = [d.name.removeprefix(OTHER) for entry in results for d in entry.directions if is_way(d.name)]
+        ways = [
+            d.name.removeprefix(OTHER) for entry in results for d in entry.directions if leads_to_checkpoint(d.name)
+        ]
         here = [entry.checkpoint for entry in results if entry.checkpoint]
         self.files, self.text = short_paths(ways) | short_paths(here), text
 
@@ -32,4 +34,4 @@ class ShortNames:
 
     def __call__(self, direction: str) -> str:
         """The short name of a direction."""
-        return f"to {self.file(direction)}" if is_way(direction) else direction
+        return f"to {self.file(direction)}" if leads_to_checkpoint(direction) else direction

@@ -35,7 +35,7 @@ T = TypeVar("T")
 LARGEST = int(np.finfo(np.float64).max)
 
 
-class Lacks(AttributeError):
+class MissingKey(AttributeError):
     """Raised for a key that is missing in the file that was read; its text is the key."""
 
 
@@ -58,8 +58,8 @@ def stored(cls: type[T]) -> type[T]:
 class Stored:
     """The base class of dataclasses that are stored in files, with one key per field.
 
-    If the file lacks a key, the field has its default; without a default it is missing, and reading it raises `Lacks`.
-    So results of older versions can be read, apart from the fields that they lack.
+    If the file lacks a key, the field has its default; without a default it is missing, and reading it raises
+    `MissingKey`. So results of older versions can be read, apart from the fields that they lack.
     """
 
     if not TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Stored:
         def __getattr__(self, name: str) -> Any:
             for slot in layout(type(self)):
                 if slot.name == name:
-                    raise Lacks(slot.key or name)
+                    raise MissingKey(slot.key or name)
             raise AttributeError(f"{type(self).__name__} has no attribute '{name}'")
 
     def __repr__(self) -> str:

@@ -32,7 +32,7 @@ class InspectResult(Entry):
 
     @classmethod
     def of(cls, measurement: Any) -> InspectResult:
-        """Make the record of a measurement of an `Outlook`."""
+        """Make the record of a measurement of `Forecasts`."""
         found = measurement.answer
         estimates = [CommandCost(**vars(estimate)) for estimate in found.estimates]
         return cls(seconds_per_product=found.seconds_per_product, estimates=estimates, **cost_of(measurement))

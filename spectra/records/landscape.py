@@ -34,7 +34,7 @@ class Direction(Stored):
 
 
 @stored
-class Holds(Stored):
+class ValidityRange(Stored):
     """The range of t in which the prediction along a line holds."""
 
     share: float  # of the quadratic term, as the largest departure
@@ -68,7 +68,7 @@ class Line(Stored):
     loss: Vector
     prediction: Vector  # nan if buffers change along the line
     departure: Vector  # loss less prediction
-    holds: Holds | None  # None if there is no prediction
+    holds: ValidityRange | None  # None if there is no prediction
     barrier: Barrier | None = field(default=None, metadata=unless("barrier"))  # on the way to another checkpoint
 
     @property

@@ -27,12 +27,14 @@ def name_of(place: Placement, space: Shaped) -> str:
     return "device" if place.device.type == space.device.type else "host"
 
 
-def notes(place: Placement, space: Shaped, asked: str) -> Iterator[str]:
+def notes(place: Placement, space: Shaped, requested: str) -> Iterator[str]:
     """Yield notes for the reader of a result if the basis is in host memory, or small for lack of memory."""
     each = in_units(vector_bytes(space))
     if name_of(place, space) == "host":
         held = counted(fitting_vectors(space), "vector")
-        why = "as requested" if asked == "host" else f"since a quarter of the device's memory holds {held} of {each}"
+        why = (
+            "as requested" if requested == "host" else f"since a quarter of the device's memory holds {held} of {each}"
+        )
         yield f"the Lanczos basis is in host memory, {why}"
     if place.vectors < place.usual:
         yield (

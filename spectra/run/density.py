@@ -15,7 +15,7 @@ from spectra.krylov.results import SpectralMeasure
 from spectra.operator import Shaped
 from spectra.records.precondition import titled
 from spectra.records.record import Record
-from spectra.run import by_inputs
+from spectra.run import input_blocks
 from spectra.run.kernels import exact_kernels, kernels
 from spectra.run.request import AnySize
 from spectra.run.session import Session
@@ -46,12 +46,12 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
     `draw` draws the figure of the finite measures, if there is a directory for it.
     """
     session.load()
-    asked = session.request.settings
-    method = partial(spectral_measure, steps=asked.steps, probes=asked.probes)
-    products = (asked.probes + 1) * asked.steps
+    settings = session.request.settings
+    method = partial(spectral_measure, steps=settings.steps, probes=settings.probes)
+    products = (settings.probes + 1) * settings.steps
     over_examples, exact = kernels(session), exact_kernels(session)
-    if session.request.by_inputs:
-        found, how = by_inputs.measures(session, method, products)
+    if session.request.wrt_inputs:
+        found, how = input_blocks.measures(session, method, products)
         methods = dict.fromkeys(session.names, how)
     else:
         methods = dict.fromkeys(exact, "gram")
@@ -60,19 +60,19 @@ def density(session: Session[DensitySettings], draw: Draw) -> Record:
         found += session.measure(kernel_measure, names=exact) if exact else []
         found.sort(key=lambda one: session.names.index(one.curvature))
     finite = {m.curvature: m.answer for m in found if m.answer.nodes.isfinite().all()}
-    home = session.request.home or session.request.out
+    home = session.request.artifacts_dir or session.request.out
     path = home / "density.png" if home and finite else None
-    other = session.request.by_inputs or session.request.preconditioner
-    classes = None if other else session.subject.classes  # which apply to the plain matrix only
-    of_one = not session.request.by_inputs
+    other = session.request.wrt_inputs or session.request.preconditioner
+    classes = None if other else session.matrix_source.classes  # which apply to the plain matrix only
+    of_one = not session.request.wrt_inputs
     results = [
-        density_result(one, path, None if one.curvature in over_examples else classes, asked.damping, of_one)
+        density_result(one, path, None if one.curvature in over_examples else classes, settings.damping, of_one)
         for one in found
     ]
     record = session.record(found, [r.changed(method=methods.get(r.curvature, r.method)) for r in results])
     if path and session.first:
-        found = session.about.get("precondition")
+        found = session.problem_record.get("precondition")
         thresholds = [found.threshold_of(name) if found else None for name in finite]
         draw({titled(name, found): measure for name, measure in finite.items()}, path, thresholds)
-    session.keep(record)
+    session.save_record(record)
     return record

@@ -19,7 +19,7 @@ from spectra.krylov.sampling import with_sampling_errors
 from spectra.operator import Shaped, SymmetricOperator
 from spectra.records.eig import LARGEST_VECTORS, EigResult, eig_results
 from spectra.records.record import Record
-from spectra.run import by_inputs
+from spectra.run import input_blocks
 from spectra.run.kernels import exact_method, kernels
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
@@ -70,26 +70,26 @@ def lean(solve: Callable[..., Any], save_vectors: bool, operator: SymmetricOpera
 def eig(session: Session[EigSettings], save_vectors: bool = False) -> Record:
     """Compute the requested eigenvalues and save their record, with eigenvectors up to 1 GiB or if `save_vectors`."""
     session.load()
-    asked = session.request.settings
-    if session.request.by_inputs:
-        found, method = by_inputs.eigenpairs(session, lambda solve: partial(lean, solve, save_vectors))
+    settings = session.request.settings
+    if session.request.wrt_inputs:
+        found, method = input_blocks.eigenpairs(session, lambda solve: partial(lean, solve, save_vectors))
         record = session.record(found, [EigResult.by_example(one, method) for one in found])
-        session.keep(record)
+        session.save_record(record)
         return record
     over_examples = kernels(session)
     others = [name for name in session.names if name not in over_examples]
-    found = pairs(session, others, asked.method, EIG[asked.method], save_vectors)
-    method = exact_method(session, asked.method)
+    found = pairs(session, others, settings.method, EIG[settings.method], save_vectors)
+    method = exact_method(session, settings.method)
     found += pairs(session, over_examples, method, KERNEL_EIG if method == "gram" else EIG[method], save_vectors)
     found.sort(key=lambda one: session.names.index(one.curvature))
-    results = eig_results(found, asked.method, save_vectors)
+    results = eig_results(found, settings.method, save_vectors)
     results = [r.changed(method=method) if r.curvature in over_examples else r for r in results]
-    shapes = session.about.get("shapes")
+    shapes = session.problem_record.get("shapes")
     for i, one in enumerate(found):
-        held = localisation_of(one.answer, asked.which, None if one.curvature in over_examples else shapes)
+        held = localisation_of(one.answer, settings.which, None if one.curvature in over_examples else shapes)
         results[i] = results[i].changed(localisation=held)
     record = session.record(found, results)
-    session.keep(record)
+    session.save_record(record)
     return record
 
 
@@ -99,9 +99,9 @@ def pairs(
     """Compute the eigenpairs of these matrices with the function at the path `solver`."""
     if not names:
         return []
-    asked = session.request.settings
-    solve = partial(resolve_name(solver), k=asked.k, which=asked.which, tolerance=asked.tolerance)
-    expected = 3 + 2 * asked.k if method == "gram" else 20 + 3 * asked.k
+    settings = session.request.settings
+    solve = partial(resolve_name(solver), k=settings.k, which=settings.which, tolerance=settings.tolerance)
+    expected = 3 + 2 * settings.k if method == "gram" else 20 + 3 * settings.k
     precision = None if method in POLISHED else IEEE  # other methods cannot get below the noise
     found = partial(lean, solve, save_vectors)
     return session.measure(found, products=expected, precision=precision, names=names)

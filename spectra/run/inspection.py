@@ -36,7 +36,7 @@ from spectra.krylov.gram import decomposition_seconds
 from spectra.krylov.lanczos import begin, random_start
 from spectra.krylov.results import Progress
 from spectra.operator import Counting
-from spectra.problem.choice import choose_parameters
+from spectra.problem.parameter_selection import select_parameters
 from spectra.product_checks import CHECKS
 from spectra.records.inspect import InspectResult
 from spectra.records.problem import CheckpointMatch, LayerRecord, ProblemRecord
@@ -80,7 +80,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Forecasts:
     """The forecast costs of commands on one matrix, and the cost of the pilot run."""
 
     seconds_per_product: float
@@ -90,7 +90,7 @@ class Outlook:
     refused: tuple[str, ...] = ()  # why commands would be refused for lack of memory
 
 
-def look_ahead(
+def forecast_commands(
     operator: Counting,
     *,
     k: int = K,
@@ -99,7 +99,7 @@ def look_ahead(
     generator: torch.Generator,
     max_products: int | None = None,
     progress: Progress | None = None,
-) -> Outlook:
+) -> Forecasts:
     """Forecast the costs of `eig`, `trace` and `density` on a counted Curvature from a pilot run of 20 products.
 
     There are forecasts for the default method of each, and for the Gram matrix if there is one.
@@ -109,7 +109,7 @@ def look_ahead(
     try:
         place = basis_of(operator, k)
     except SpectraError as error:
-        return Outlook(0.0, (), 0, converged=False, refused=(str(error),))
+        return Forecasts(0.0, (), 0, converged=False, refused=(str(error),))
     steps = min(PILOT, max_products or PILOT, place.vectors)
     pilot = begin(operator, random_start(operator, generator), rows=steps + PENDING, place=place.device)
     while pilot.size < steps and len(pilot.pending) and pilot.finite:
@@ -120,7 +120,7 @@ def look_ahead(
     pace = (time.perf_counter() - start) / max(spent, 1)
     taken = cast(Curvature, operator.operator).peak_bytes
     if not pilot.finite:
-        return Outlook(pace, (), spent, converged=False)
+        return Forecasts(pace, (), spent, converged=False)
     seen = outline(pilot)
     n = pilot.storage.shape[1]
     held = max(shard_sizes(seen.mesh, n)) / n  # the largest share of a vector in one process
@@ -160,7 +160,7 @@ def look_ahead(
         exact.get("trace"),
         unless_refused("density", "lanczos", partial(forecast_measure, seen, generator=generator)),
     ]
-    return Outlook(pace, tuple(e for e in estimates if e), spent, converged=True, refused=tuple(refused))
+    return Forecasts(pace, tuple(e for e in estimates if e), spent, converged=True, refused=tuple(refused))
 
 
 def exact_estimates(operator: Counting, k: int, pace: float) -> Iterator[Estimate]:
@@ -197,22 +197,22 @@ def inspection(session: Session[InspectSettings]) -> Record:
         found = []
         model_alone(session)
     else:
-        found = outlooks(session)
+        found = measured_forecasts(session)
     record = session.record(found, [InspectResult.of(measurement) for measurement in found])
     if refused := list(dict.fromkeys(text for measurement in found for text in measurement.answer.refused)):
         record = record.changed(problem=record.problem.changed(notes=[*(record.problem.notes or ()), *refused]))
-    session.keep(record)
+    session.save_record(record)
     return record
 
 
-def outlooks(session: Session[InspectSettings]) -> list[Measurement]:
+def measured_forecasts(session: Session[InspectSettings]) -> list[Measurement]:
     """Forecast commands for each matrix, and add layers, checkpoint and gradient to the problem's record."""
-    asked = session.request.settings
+    settings = session.request.settings
     session.load(lambda: with_layers(session.network.loaded))
     with session.listener.work("gradient"):
-        session.about = session.about.changed(gradient_norm=norm(mean_gradient(session.problem)))
-    session.listener.heading(session.about)
-    return session.measure(partial(look_ahead, k=asked.k, tolerance=asked.tolerance, rtol=asked.rtol))
+        session.problem_record = session.problem_record.changed(gradient_norm=norm(mean_gradient(session.problem)))
+    session.listener.heading(session.problem_record)
+    return session.measure(partial(forecast_commands, k=settings.k, tolerance=settings.tolerance, rtol=settings.rtol))
 
 
 def with_layers(loaded: Loaded) -> ProblemRecord:
@@ -228,21 +228,21 @@ def model_fields(model: nn.Module, chosen: Mapping[str, nn.Parameter], match: di
 def model_alone(session: Session[InspectSettings]) -> None:
     """Set the problem's record for a model without data."""
     session.prepare()
-    asked = session.request.named
-    named = (asked[name] for name in ("model", "checkpoint", "checkpoint_key", "seed"))
-    model, match, _ = load_model(*named, params=asked["params"])
-    chosen = choose_parameters(model, asked["params"])
-    session.about = ProblemRecord.known(
+    arguments = session.request.named
+    named = (arguments[name] for name in ("model", "checkpoint", "checkpoint_key", "seed"))
+    model, match, _ = load_model(*named, params=arguments["params"])
+    chosen = select_parameters(model, arguments["params"])
+    session.problem_record = ProblemRecord.known(
         parameters=sum(p.numel() for p in chosen.values()),
         parameters_in_all=sum(p.numel() for p in model.parameters()),
-        model=asked["model"],
-        checkpoint=asked["checkpoint"] and str(asked["checkpoint"]),
+        model=arguments["model"],
+        checkpoint=arguments["checkpoint"] and str(arguments["checkpoint"]),
         checkpoint_key=match and match["key"],
         checkpoint_sha256=match and match["sha256"],
-        params=list(asked["params"]),
-        seed=asked["seed"],
+        params=list(arguments["params"]),
+        seed=arguments["seed"],
         data=None,
-        notes=adapter_notes(match, model, asked["params"]),
+        notes=adapter_notes(match, model, arguments["params"]),
         versions=versions(),
         **model_fields(model, chosen, match),
     )

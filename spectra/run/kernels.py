@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def kernels(session: Session) -> list[str]:
     """The names of the matrices over examples; a given operator may have such a name, and is not one."""
-    return [name for name in session.names if name in KERNELS and isinstance(session.subject, Network)]
+    return [name for name in session.names if name in KERNELS and isinstance(session.matrix_source, Network)]
 
 
 def exact_kernels(session: Session) -> list[str]:
@@ -23,6 +23,6 @@ def exact_kernels(session: Session) -> list[str]:
     return found if found and sum(map(len, session.problem.batches)) <= LARGEST else []
 
 
-def exact_method(session: Session, asked: str) -> str:
+def exact_method(session: Session, requested: str) -> str:
     """The method for eigenvalues of kernels: exact by default, unless the matrix is too large."""
-    return "gram" if asked == "lanczos" and exact_kernels(session) else asked
+    return "gram" if requested == "lanczos" and exact_kernels(session) else requested

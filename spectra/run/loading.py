@@ -15,9 +15,9 @@ from spectra.curvature.matrices import KERNELS, definition, refuse_unsuited, why
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.inputs.description import describe_problem
-from spectra.inputs.devices import choose_place
+from spectra.inputs.devices import choose_device_and_dtype
 from spectra.inputs.problem import Loaded, load_problem
-from spectra.problem.by_inputs import InputProblem
+from spectra.problem.input_problem import InputProblem
 from spectra.problem.problem import Problem, Processes
 from spectra.product_checks import CHECKS, NOISE_PRODUCTS
 from spectra.run.request import Request
@@ -36,7 +36,7 @@ def device_of(request: Request) -> torch.device:
         kind = named.partition(":")[0]
         way_out = "cpu, or one process without torchrun" if kind == "mps" else f"{kind}, so that each rank has its own"
         raise SpectraError(f"`device` {named}: is one device for all of torchrun's ranks; give `device` {way_out}")
-    return choose_place(*place_of(request))[0]
+    return choose_device_and_dtype(*place_of(request))[0]
 
 
 def place_of(request: Request) -> tuple[Any, Any, Any]:
@@ -61,7 +61,7 @@ def refuse_lower_precision(request: Request, device: torch.device) -> None:
     if request.precision != IEEE:
         given = request.problem
         own = isinstance(given, Problem)
-        dtype = given.dtype if own else choose_place(*place_of(request))[1]
+        dtype = given.dtype if own else choose_device_and_dtype(*place_of(request))[1]
         refuse_precision(request.precision, dtype, device)
 
 

@@ -18,7 +18,7 @@ from spectra.krylov.streams import BESIDE_EIGENVECTORS, stream
 from spectra.memory import basis_place
 from spectra.operator import Counting, Noise, SymmetricOperator, find_on, reference
 from spectra.product_checks import check_operator, measure_noise
-from spectra.run.subject import Matrix
+from spectra.run.matrix_source import Matrix
 from spectra.vectors import gather_on_first
 
 ON_HOST = "; basis in host memory"
@@ -176,13 +176,13 @@ def difference_fields(matrix: Any, noise: Noise) -> dict[str, Any] | None:
     return found | {"estimated": matrix.not_exact is not None, "not_exact": matrix.not_exact}
 
 
-def in_ieee_instead(asked: str, results: Sequence[Any]) -> list[str]:
+def in_ieee_instead(requested: str, results: Sequence[Any]) -> list[str]:
     """A note for each matrix with products in ieee, if a lower precision was requested."""
     lines = []
     for result in results:
-        if asked != IEEE and result.precision == IEEE:
-            why = result.path.partition(f"not {asked}: ")[2] or f"method {result.method} needs ieee"
-            lines.append(f"{result.curvature}: products are in ieee, not in {asked}: {why}")
+        if requested != IEEE and result.precision == IEEE:
+            why = result.path.partition(f"not {requested}: ")[2] or f"method {result.method} needs ieee"
+            lines.append(f"{result.curvature}: products are in ieee, not in {requested}: {why}")
     return lines
 
 

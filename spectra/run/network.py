@@ -19,11 +19,11 @@ from spectra.curvature.matrices import KERNELS
 from spectra.curvature.operator import Curvature
 from spectra.inputs.problem import Loaded
 from spectra.operator import SymmetricOperator, mesh_of
-from spectra.optimizer.given import Given
 from spectra.optimizer.preconditioner import Preconditioner, second_decay
-from spectra.problem.by_inputs import InputProblem
+from spectra.optimizer.preconditioner_spec import PreconditionerSpec
+from spectra.problem.eval_mode import temporary_eval_mode
+from spectra.problem.input_problem import InputProblem
 from spectra.problem.problem import Problem, Processes
-from spectra.problem.undisturbed import undisturbed
 from spectra.records.problem import ProblemRecord
 from spectra.resume.journal import as_bytes
 from spectra.run.basis import ShardedSpace
@@ -39,8 +39,8 @@ class Network:
 
     def __init__(self, request: Request):
         self.request, self.names = request, tuple(dict.fromkeys(request.curvature))
-        self.about: ProblemRecord
-        self.told: tuple[str, ...] = ()
+        self.record: ProblemRecord
+        self.initial_notes: tuple[str, ...] = ()
         self.loaded: Loaded
         self.preconditioner: Preconditioner | None = None  # once loaded, if one is requested
 
@@ -58,10 +58,10 @@ class Network:
     def processes(self, device: torch.device) -> Processes:
         return processes_of(self.request, device)
 
-    def undisturbed(self) -> AbstractContextManager[Any]:
+    def preserved(self) -> AbstractContextManager[Any]:
         """A context in which the caller's model is in eval mode; its state is restored on leaving."""
         model = self._own_model()
-        return undisturbed(model) if isinstance(model, nn.Module) else nullcontext()
+        return temporary_eval_mode(model) if isinstance(model, nn.Module) else nullcontext()
 
     def _own_model(self) -> Any:
         """The model that the caller gave, or its name."""
@@ -76,14 +76,18 @@ class Network:
 
     def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
         self.loaded, names = load(self.request, processes, begins)
-        self.names, self.about, self.told = tuple(dict.fromkeys(names)), self.loaded.record, self.loaded.told
+        self.names, self.record, self.initial_notes = (
+            tuple(dict.fromkeys(names)),
+            self.loaded.record,
+            self.loaded.data_notes,
+        )
         if given := self.request.preconditioner:
             begins("the preconditioner")
             self._load_preconditioner(given)
 
-    def _load_preconditioner(self, given: Given) -> None:
+    def _load_preconditioner(self, given: PreconditionerSpec) -> None:
         self.preconditioner, record = given.load(self.problem.model, self.problem.parameters)
-        self.about = self.about.changed(precondition=record)
+        self.record = self.record.changed(precondition=record)
         if self.problem.weight_decay and self.preconditioner.decay is not None:
             raise second_decay(self.problem.weight_decay, "the optimizer of `precondition`")
 
@@ -96,7 +100,7 @@ class Network:
         return class_count(self.problem)
 
     def fingerprint(self) -> dict[str, Any]:
-        record = self.about
+        record = self.record
         found = {
             "mean loss": record.loss_value,  # detects changed code
             "checkpoint_sha256": record.checkpoint_sha256,

@@ -20,7 +20,7 @@ from spectra.errors import SpectraError, describe
 from spectra.inputs.description import versions
 from spectra.inputs.devices import choose_device, recorded_device
 from spectra.inputs.operators import GivenOperator, Operators
-from spectra.memory import shortage, taking_memory
+from spectra.memory import explain_out_of_memory, out_of_memory_cause
 from spectra.operator import Shaped, SymmetricOperator, Wrapper
 from spectra.problem.problem import Processes
 from spectra.records.problem import ProblemRecord
@@ -31,7 +31,7 @@ from spectra.run.request import Request
 
 @dataclass
 class GivenMatrix(Wrapper):
-    """An operator given by the user, with the interface of `run.subject.Matrix`."""
+    """An operator given by the user, with the interface of `run.matrix_source.Matrix`."""
 
     given: GivenOperator
 
@@ -89,7 +89,7 @@ class GivenMatrix(Wrapper):
         except SpectraError:
             raise
         except Exception as error:
-            if shortage(error):
+            if out_of_memory_cause(error):
                 raise
             text = f"a product failed ({describe(error)}); fix its code (SPECTRA_TRACEBACK=1 shows where)"
             raise SpectraError(f"`operator` {self.given.record.spec}: {text}") from error
@@ -117,8 +117,8 @@ class GivenOperators:
     def __init__(self, request: Request, operators: Operators):
         self.request, self.operators = request, operators
         self.names: tuple[str, ...] = ()
-        self.about: ProblemRecord
-        self.told: tuple[str, ...] = ()
+        self.record: ProblemRecord
+        self.initial_notes: tuple[str, ...] = ()
         self._processes = Processes()
         self._matrices: dict[str, GivenMatrix] = {}
 
@@ -151,7 +151,7 @@ class GivenOperators:
     def processes(self, device: torch.device) -> Processes:
         return processes_of(self.request, device)
 
-    def undisturbed(self) -> AbstractContextManager[Any]:
+    def preserved(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def load(self, processes: Processes, begins: Callable[[str], None]) -> None:
@@ -167,15 +167,15 @@ class GivenOperators:
             request.settings.refuse_size(size, None if limit is None else limit - checks_of(request))
             self._matrices[name] = self._placed(next(one for one in self.found if one.name == name), device)
         self.names = tuple(sizes)
-        self.about = self._record(device)
+        self.record = self._record(device)
         asked = str(self.operators.device or "auto").partition(":")[0]
         if asked not in ("auto", device.type):
-            self.told = (f"{', '.join(self.names)}: products are computed on {device}, not on {asked}",)
+            self.initial_notes = (f"{', '.join(self.names)}: products are computed on {device}, not on {asked}",)
 
     def _placed(self, given: GivenOperator, device: torch.device) -> GivenMatrix:
         """Move the matrix to the device; each of several processes takes its rows of entries."""
         operator, mesh = given.operator, getattr(self._processes, "mesh", None)
-        with taking_memory("`device`", f"the matrix does not fit on {device}; use `device` cpu"):
+        with explain_out_of_memory("`device`", f"the matrix does not fit on {device}; use `device` cpu"):
             if mesh is not None:
                 operator = Replicated(operator, mesh, device)
             elif isinstance(operator, Tensor):

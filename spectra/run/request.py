@@ -15,11 +15,11 @@ from spectra.inputs.operators import Operators
 from spectra.krylov.methods import EIG_BLOCKS, TRACE_BLOCKS
 from spectra.krylov.placement import Placement
 from spectra.operator import Shaped
-from spectra.optimizer.given import Given
-from spectra.problem.by_inputs import INPUTS, PARAMETERS, InputProblem, refuse_wrt
+from spectra.optimizer.preconditioner_spec import PreconditionerSpec
+from spectra.problem.input_problem import INPUTS, PARAMETERS, InputProblem, refuse_wrt
 from spectra.problem.problem import Problem
 from spectra.records.problem import ProblemRecord
-from spectra.run.known import source
+from spectra.run.earlier_eigenpairs import earlier_arrays
 
 
 class Settings(Protocol):
@@ -89,7 +89,7 @@ class Request(Generic[S]):
         check: compare derivatives with finite differences first.
         precision: the precision of products: ieee, tf32 or bf16.
         products: how products with the Hessian are computed: exact, or by differences of gradients.
-        precondition: the preconditioner P of P^-1/2 A P^-1/2, as in `spectra.optimizer.given`; None: A itself.
+        precondition: the preconditioner P of P^-1/2 A P^-1/2, as in `optimizer.preconditioner_spec`; None: A itself.
         difference_step: the length of a displacement over |w|; None: the best for the dtype.
         compile: compile products; None: if that saves time.
         out: the directory of the files; None: nothing is written.
@@ -117,7 +117,7 @@ class Request(Generic[S]):
     difference_step: float | None = None
     compile: bool | None = None
     out: Path | None = None
-    home: Path | None = None
+    artifacts_dir: Path | None = None
     save_every: float | None = None
     earlier: Path | None = None
     earlier_option: str = "deflate"
@@ -149,8 +149,8 @@ class Request(Generic[S]):
                 "`method` gram: needs a factor of the matrix, which an operator does not have; choose another method"
             )
         self.settings.refuse(self.curvature)
-        if self.by_inputs:
-            self._refuse_by_inputs()
+        if self.wrt_inputs:
+            self._refuse_wrt_inputs()
         if self.preconditioner:
             self._refuse_preconditioner(self.preconditioner)
         refuse_products(self.products, self.difference_step, self.curvature)
@@ -159,16 +159,18 @@ class Request(Generic[S]):
             self.arrays_of_earlier()
 
     @property
-    def preconditioner(self) -> Given | None:
+    def preconditioner(self) -> PreconditionerSpec | None:
         """The preconditioner as given; None if there is none."""
-        return None if self.precondition is None else Given(self.precondition, self.named.get("checkpoint"))
+        return (
+            None if self.precondition is None else PreconditionerSpec(self.precondition, self.named.get("checkpoint"))
+        )
 
-    def _refuse_preconditioner(self, given: Given) -> None:
+    def _refuse_preconditioner(self, given: PreconditionerSpec) -> None:
         """Raise SpectraError if the request cannot be combined with a preconditioner, or P is not valid."""
         if getattr(self.settings, "method", None) == "gram":
             text = "needs a factor of the matrix, which a preconditioned matrix lacks"
             raise SpectraError(f"`method` gram: {text}; choose another method, or omit `precondition`")
-        if self.by_inputs:
+        if self.wrt_inputs:
             raise SpectraError("`precondition`: an optimizer updates parameters, not inputs; omit it or `wrt`")
         for name in self.curvature:
             if name in KERNELS:
@@ -177,12 +179,12 @@ class Request(Generic[S]):
         given.refuse()
 
     @property
-    def by_inputs(self) -> bool:
+    def wrt_inputs(self) -> bool:
         """Whether derivatives are with respect to inputs."""
         given = self.problem
         return isinstance(given, InputProblem) or self.named.get("wrt", PARAMETERS) != PARAMETERS
 
-    def _refuse_by_inputs(self) -> None:
+    def _refuse_wrt_inputs(self) -> None:
         """Raise SpectraError if arguments cannot be combined with derivatives with respect to inputs."""
         named = self.named
         refuse_wrt(named.get("wrt", INPUTS), named.get("params", ()), self.weight_decay)
@@ -225,4 +227,4 @@ class Request(Generic[S]):
 
     def arrays_of_earlier(self) -> Path | None:
         """The arrays of the earlier `eig`; None if there is none. Raises SpectraError if a named one is missing."""
-        return source(self.earlier, self.earlier_option, self.out)
+        return earlier_arrays(self.earlier, self.earlier_option, self.out)

@@ -17,7 +17,7 @@ from typing import Any, Generic, cast
 import torch
 
 from spectra.cluster import ranks
-from spectra.curvature.engine.choices import Choices
+from spectra.curvature.engine.autotuning import Autotuner
 from spectra.curvature.finite_differences import FORMS, FiniteDifferences
 from spectra.curvature.operator import Curvature
 from spectra.defaults import EXACT
@@ -25,7 +25,7 @@ from spectra.devices import as_current
 from spectra.errors import SpectraError
 from spectra.inputs.operators import Operators
 from spectra.krylov.results import Eigenpairs
-from spectra.memory import host_share, memory_share, settled_basis, settled_share, taking_memory
+from spectra.memory import explain_out_of_memory, fixed_basis_place, fixed_memory_share, host_share, memory_share
 from spectra.operator import Counting, SymmetricOperator, mesh_of
 from spectra.problem.problem import Problem, Processes
 from spectra.quoting import quoted
@@ -36,14 +36,14 @@ from spectra.records.record import Record
 from spectra.resume.journal import CheckpointedOperator
 from spectra.resume.state import State
 from spectra.run import basis
-from spectra.run.known import eigenpairs, of_another_matrix
+from spectra.run.earlier_eigenpairs import eigenpairs, other_preconditioning
 from spectra.run.listener import Caller, Listener
 from spectra.run.loading import checks_of, idle_cards
+from spectra.run.matrix_source import Matrix, MatrixSource
 from spectra.run.measurement import Measurement, imprecise, in_ieee_instead, measure
 from spectra.run.network import Network
 from spectra.run.operators import GivenOperators
 from spectra.run.request import Request, S
-from spectra.run.subject import Matrix, Subject
 from spectra.vectors import shard_sizes, without_autocast
 
 
@@ -52,11 +52,11 @@ class Session(Generic[S]):
 
     def __init__(self, request: Request[S], listener: Listener | None = None):
         self.request, self.listener = request, listener or Caller()
-        self.subject = subject_of(request)
+        self.matrix_source = matrix_source_of(request)
         self.processes = Processes()
         self.state: State | None = None  # for a run that can be resumed
         self.device: torch.device  # once loaded
-        self.about: ProblemRecord
+        self.problem_record: ProblemRecord
         self._stack = ExitStack()
 
     def __enter__(self) -> Session[S]:
@@ -68,12 +68,12 @@ class Session(Generic[S]):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the matrices; once loaded, only those that the problem has."""
-        return self.subject.names
+        return self.matrix_source.names
 
     @property
     def network(self) -> Network:
         """The network of the run; only for commands that take no operators."""
-        return cast(Network, self.subject)
+        return cast(Network, self.matrix_source)
 
     @property
     def problem(self) -> Problem:
@@ -90,12 +90,12 @@ class Session(Generic[S]):
         request.refuse()
         with self.listener.work("loading") as line:
             line.stage("PyTorch")
-            device = self.subject.device()
-            self.subject.refuse_early(device)
+            device = self.matrix_source.device()
+            self.matrix_source.refuse_early(device)
             if ranks.world() > 1:
                 line.stage("waiting for the other ranks")
-            self.processes = self.subject.processes(device)
-            self.device = device = self.subject.device()  # each of torchrun's ranks has its own GPU
+            self.processes = self.matrix_source.processes(device)
+            self.device = device = self.matrix_source.device()  # each of torchrun's ranks has its own GPU
             self.listener.begin()
             self.prepare()
             if request.out and request.save_every:
@@ -104,43 +104,43 @@ class Session(Generic[S]):
             self._stack.enter_context(as_current(device))
             share = settled["memory_share"] if settled else memory_share(device)
             share = self.processes.least(share)
-            self._stack.enter_context(settled_share(share))
+            self._stack.enter_context(fixed_memory_share(share))
             self._stack.enter_context(torch.inference_mode(False))  # autograd is on, whatever the caller has set
-            self._stack.enter_context(self.subject.undisturbed())
-            self.subject.load(self.processes, line.stage)
-            self.about = self.subject.about
+            self._stack.enter_context(self.matrix_source.preserved())
+            self.matrix_source.load(self.processes, line.stage)
+            self.problem_record = self.matrix_source.record
             self._stack.enter_context(without_autocast())  # the user's file may have switched autocast on
-            request.verify(self.about)
+            request.verify(self.problem_record)
             place, notes = self._settle_basis()
             if self.state:
                 self._stack.callback(self.state.close)
                 self.state.begin(self.fingerprint(), settled or {"memory_share": share, **place})
-        record = complete() if complete else self.about
-        self.about = record.changed(notes=[*(record.notes or ()), *notes]) if notes else record
-        for text in [*self.subject.told, *filter(None, [idle_cards(request, device)])]:
+        record = complete() if complete else self.problem_record
+        self.problem_record = record.changed(notes=[*(record.notes or ()), *notes]) if notes else record
+        for text in [*self.matrix_source.initial_notes, *filter(None, [idle_cards(request, device)])]:
             self.listener.note(text)
-        self.listener.heading(self.about)
+        self.listener.heading(self.problem_record)
 
     def _settle_basis(self) -> tuple[dict[str, Any], list[str]]:
         """Choose the memory for bases: that of the unfinished run, unless another is requested.
 
         Returns the settings for a resumed run, and notes for the reader.
         """
-        space, asked = self.subject.space, self.request.basis
+        space, requested = self.matrix_source.space, self.request.basis
         before = (self.state and self.state.settled) or {}
         on_cpu = space.device.type == "cpu"
         share = before.get("host_share", 0 if on_cpu else self.processes.least(host_share()))
-        place = before.get("basis", "auto") if asked == "auto" else asked
-        with settled_basis(place, share):
+        place = before.get("basis", "auto") if requested == "auto" else requested
+        with fixed_basis_place(place, share):
             found = self.request.settings.basis(space)
         place = basis.name_of(found, space) if found else place
-        self._stack.enter_context(settled_basis(place, share))
-        notes = list(basis.notes(found, space, asked)) if found else []
+        self._stack.enter_context(fixed_basis_place(place, share))
+        notes = list(basis.notes(found, space, requested)) if found else []
         return {"basis": place, "host_share": share}, notes
 
     def prepare(self) -> None:
         """Check that files can be written; a directory that is made for this is removed on leaving if it is empty."""
-        home = self.request.home or self.request.out
+        home = self.request.artifacts_dir or self.request.out
         if home and self.first:
             self._stack.callback(partial(remove_empty, prepare_directory(home, self.request.settings.command)))
 
@@ -161,12 +161,12 @@ class Session(Generic[S]):
 
     def fingerprint(self) -> dict[str, Any]:
         """The inputs on which the numbers of this command depend, for a resumed run to compare."""
-        record = self.about
+        record = self.problem_record
         found = {
             "command": self.request.settings.command,
-            **self.asked(),
+            **self.recorded_options(),
             "version": (record.versions or {})["spectra"],
-            **self.subject.fingerprint(),
+            **self.matrix_source.fingerprint(),
             **getattr(self.request.settings, "fingerprint", dict)(),  # further files
             "device": (record.device or "").partition(":")[0],  # without its index
             "ranks": record.ranks,
@@ -174,19 +174,19 @@ class Session(Generic[S]):
         found.pop("basis", None)  # an unfinished run may have had another
         return found
 
-    def asked(self) -> dict[str, Any]:
+    def recorded_options(self) -> dict[str, Any]:
         """The options that were requested, with only the matrices that the problem has."""
-        asked = dict(self.request.options)
-        if "curvature" in asked:
-            asked["curvature"] = [name for name in asked["curvature"] if name in self.names]
-        return asked
+        options = dict(self.request.options)
+        if "curvature" in options:
+            options["curvature"] = [name for name in options["curvature"] if name in self.names]
+        return options
 
     def matrices(self, products: int = 100, names: Sequence[str] = (), precision: str | None = None) -> list[Any]:
         """The requested matrices, or those in `names`, each for this many products.
 
         `precision` overrides the requested one. All are made before any product is computed.
         """
-        make, memory = self.subject.matrix, self.request.memory
+        make, memory = self.matrix_source.matrix, self.request.memory
         return [make(self, name, products, memory, precision) for name in names or self.names]
 
     def matrix(
@@ -198,7 +198,7 @@ class Session(Generic[S]):
         if self.request.products != EXACT:
             form, step = FORMS[self.request.products], self.request.difference_step
             return FiniteDifferences(problem, form, step, memory, expected, self.request.check, self.listener.note)
-        choices = Choices(self.state.choices if self.state else None)
+        choices = Autotuner(self.state.choices if self.state else None)
         return Curvature(
             problem,
             name,
@@ -229,9 +229,9 @@ class Session(Generic[S]):
 
         Raises SpectraError if a named file belongs to matrices with another preconditioner, or without one.
         """
-        request, now = self.request, self.about.get("precondition")
+        request, now = self.request, self.problem_record.get("precondition")
         earlier = request.arrays_of_earlier()
-        if earlier and (how := of_another_matrix(earlier, now)):
+        if earlier and (how := other_preconditioning(earlier, now)):
             text = f"its matrices are {quoted(how)}, unlike those of this run"
             if request.earlier:
                 raise SpectraError(f"`{request.earlier_option}` {request.earlier}: {text}; give another result of eig")
@@ -253,7 +253,7 @@ class Session(Generic[S]):
 
     def operator(self, matrix: Matrix, name: str) -> SymmetricOperator:
         """The operator to multiply by: distributed over ranks, with its products logged under this name."""
-        return self.remembered(self.subject.distributed(matrix), name)
+        return self.remembered(self.matrix_source.distributed(matrix), name)
 
     def remembered(self, operator: SymmetricOperator, name: str) -> SymmetricOperator:
         """The operator with its products logged in the state, from which a resumed run reads them."""
@@ -269,7 +269,7 @@ class Session(Generic[S]):
     def resumable(self) -> Iterator[None]:
         """A context that reports where an interrupted run is saved, and removes it after an error that would recur."""
         try:
-            with taking_memory(*self.request.settings.less_memory):
+            with explain_out_of_memory(*self.request.settings.less_memory):
                 yield
         except SpectraError:
             if self.state and not self.state.settled:  # otherwise the work of an earlier run would be lost
@@ -306,18 +306,18 @@ class Session(Generic[S]):
 
     def record(self, found: Sequence[Measurement], results: Sequence[Entry], **parts: Any) -> Record:
         """Make the record of the request, its problem and its results; `parts` are further fields."""
-        asked = self.asked()
+        options = self.recorded_options()
         if used := [m.earlier for m in found if m.earlier]:
-            asked["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it with another --out
+            options["deflate"] = str(used[0].with_suffix(".json"))  # so that --config repeats it with another --out
         notes = [
-            *(self.about.notes or ()),
-            *(imprecise(found, self.subject.space.dtype, self.subject.computes) if found else ()),
+            *(self.problem_record.notes or ()),
+            *(imprecise(found, self.matrix_source.space.dtype, self.matrix_source.computes) if found else ()),
         ]
         notes += in_ieee_instead(self.request.precision, results)
-        problem = self.about.changed(notes=notes, options=asked)
+        problem = self.problem_record.changed(notes=notes, options=options)
         return Record(command=self.request.settings.command, problem=problem, results=list(results), **parts)
 
-    def keep(self, record: Record) -> None:
+    def save_record(self, record: Record) -> None:
         """Write the record and its arrays to `out`, and remove the state for resuming."""
         if self.request.out and self.first:
             record.save(self.request.out)
@@ -325,7 +325,7 @@ class Session(Generic[S]):
             self.state.remove()
 
 
-def subject_of(request: Request) -> Subject:
+def matrix_source_of(request: Request) -> MatrixSource:
     """The subject of a request: given operators or a network."""
     given = request.problem
     return GivenOperators(request, given) if isinstance(given, Operators) else Network(request)

@@ -11,7 +11,7 @@ from typing import Any
 from spectra.curvature.matrices import refuse_gram
 from spectra.defaults import EXACT, IEEE, RTOL
 from spectra.errors import SpectraError
-from spectra.krylov.correction import with_correction, with_unsteadiness
+from spectra.krylov.correction import with_correction, with_rounding_noise
 from spectra.krylov.deflation import with_deflation
 from spectra.krylov.gram import exact_trace_pays
 from spectra.krylov.limits import refuse_dense
@@ -23,7 +23,7 @@ from spectra.operator import Factored, Shaped, SymmetricOperator, find_on
 from spectra.product_checks import CHECKS
 from spectra.records.record import Record
 from spectra.records.trace import TraceResult
-from spectra.run import by_inputs
+from spectra.run import input_blocks
 from spectra.run.kernels import kernels
 from spectra.run.measurement import Measurement
 from spectra.run.request import Request
@@ -66,17 +66,17 @@ def trace(session: Session[TraceSettings]) -> Record:
     """Estimate the requested traces, save their record and return it."""
     refuse_dense_differences(session.request)
     session.load()
-    if session.request.by_inputs:
-        found = by_inputs.traces(session)
+    if session.request.wrt_inputs:
+        found = input_blocks.traces(session)
         record = session.record(found, [TraceResult.by_example(one) for one in found])
-        session.keep(record)
+        session.save_record(record)
         return record
     found, results = [], []
     for name, method in methods(session).items():
         found.append(trace_of(session, name, method))
         results.append(TraceResult.of(found[-1], method))
     record = session.record(found, results)
-    session.keep(record)
+    session.save_record(record)
     return record
 
 
@@ -91,10 +91,10 @@ def refuse_dense_differences(request: Request[TraceSettings]) -> None:
 
 def methods(session: Session[TraceSettings]) -> dict[str, str]:
     """The method for the trace of each matrix by name. Settings that only XTrace takes choose XTrace."""
-    asked, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
+    settings, limit, matrices = session.request.settings, session.request.max_products, session.matrices()
     without_factor = session.request.preconditioner  # even if the matrix itself has one
-    if asked.method or asked.probes or session.request.earlier or without_factor:
-        return {matrix.name: asked.method or "xtrace" for matrix in matrices}
+    if settings.method or settings.probes or session.request.earlier or without_factor:
+        return {matrix.name: settings.method or "xtrace" for matrix in matrices}
     usual = {
         matrix.name: DIAGONAL if sum_of(matrix) is not None else usual_method(matrix, limit and limit - CHECKS)
         for matrix in matrices
@@ -133,13 +133,13 @@ def trace_of(session: Session[TraceSettings], name: str, method: str) -> Measure
     if method == DIAGONAL:
         (measurement,) = session.measure(diagonal_trace, products=CHECKS, names=[name])
         return measurement
-    asked, found = session.request.settings, resolve_name(TRACE[method])
-    settings = {"rtol": asked.rtol, "probes": asked.probes}
+    settings, found = session.request.settings, resolve_name(TRACE[method])
+    arguments = {"rtol": settings.rtol, "probes": settings.probes}
     if method == "gram":
-        (measurement,) = session.measure(partial(found, **settings), products=CHECKS, names=[name], precision=IEEE)
+        (measurement,) = session.measure(partial(found, **arguments), products=CHECKS, names=[name], precision=IEEE)
     else:
         precision = IEEE if method == "dense" else None  # dense is exact
         corrected = with_deflation(with_correction(found, BASIS_SHARES.get(method, 0.0)))
-        corrected = partial(with_sampling_error(with_unsteadiness(corrected)), **settings)
+        corrected = partial(with_sampling_error(with_rounding_noise(corrected)), **arguments)
         (measurement,) = session.measure(corrected, reuse=True, names=[name], precision=precision)
     return measurement

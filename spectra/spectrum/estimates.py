@@ -28,7 +28,9 @@ def jackknife(value: float, left_out: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(float(value), jackknife_error(replicates).item())
 
 
-def of_means(statistic: Callable[[np.ndarray], np.ndarray], exact: np.ndarray, samples: np.ndarray) -> Estimate:
+def jackknife_of_means(
+    statistic: Callable[[np.ndarray], np.ndarray], exact: np.ndarray, samples: np.ndarray
+) -> Estimate:
     """Estimate a statistic of `exact` (...) plus the mean of `samples` (m, ...); without samples it is exact.
 
     The `statistic` takes arrays with leading dimensions.

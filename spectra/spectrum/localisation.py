@@ -56,7 +56,7 @@ def localisation(
     sines = np.full(len(vectors), np.nan)
     if which and isinstance(result, (EigResult, Eigenpairs)):
         sines = angle_bounds(np.asarray(result.values), np.asarray(result.residuals), which, vectors.shape[1])
-    return of_vectors(vectors, layer_sizes(shapes, vectors.shape[1]), sines)
+    return vector_localisation(vectors, layer_sizes(shapes, vectors.shape[1]), sines)
 
 
 def localisation_of(pairs: Eigenpairs, which: str, shapes: Mapping[str, Sequence[int]] | None) -> Localisation | None:
@@ -65,7 +65,7 @@ def localisation_of(pairs: Eigenpairs, which: str, shapes: Mapping[str, Sequence
     if not pairs.holds_vectors or not vectors.size or not all(np.isfinite(row).all() for row in vectors):
         return None
     sines = angle_bounds(pairs.values.numpy(), pairs.residuals.numpy(), which, vectors.shape[1], pairs.complement)
-    return of_vectors(vectors, layer_sizes(shapes, vectors.shape[1]), sines)
+    return vector_localisation(vectors, layer_sizes(shapes, vectors.shape[1]), sines)
 
 
 def angle_bounds(
@@ -132,7 +132,7 @@ def layer_sizes(shapes: Mapping[str, Sequence[int]] | None, size: int) -> dict[s
     return sizes
 
 
-def of_vectors(vectors: np.ndarray, sizes: Mapping[str, int], sines: np.ndarray) -> Localisation:
+def vector_localisation(vectors: np.ndarray, sizes: Mapping[str, int], sines: np.ndarray) -> Localisation:
     """Compute the localisation of non-zero vectors (k, n), with entries ordered layer by layer.
 
     `sines` (k,) bound the sine s of the angle to the true eigenvector u: for v of norm 1, |u'Pu - v'Pv| <= s for every

@@ -72,8 +72,8 @@ def log_determinant(measure: SpectralMeasure, damping: float = 0.0, *, semidefin
     if not exact and min(np.count_nonzero(weights[known:]) for _, weights in rules) < 2:
         error = math.inf  # a single node cannot be compared with half the steps
     if measure.noise:
-        error += moved_by_noise(rules, measure.noise, damping, semidefinite)
-    return LogDeterminant(float(values.mean()), chance(measure, values, max(spread, other_spread)), error)
+        error += noise_error(rules, measure.noise, damping, semidefinite)
+    return LogDeterminant(float(values.mean()), sampling_error(measure, values, max(spread, other_spread)), error)
 
 
 def refuse_negative(measure: SpectralMeasure) -> None:
@@ -124,14 +124,14 @@ def sums(rules: list[Rule], known: int, damping: float) -> tuple[np.ndarray, flo
     return values, float(np.average((rest - mean) ** 2, weights=rest_weights))
 
 
-def chance(measure: SpectralMeasure, values: np.ndarray, spread: float) -> float:
+def sampling_error(measure: SpectralMeasure, values: np.ndarray, spread: float) -> float:
     """The standard error of the mean of `values` (probes,), if the logarithms have the variance `spread`."""
     rest = measure.dimension - measure.deflated
     law = rest * math.sqrt(2 * spread / (measure.probes * (rest + 2)))
     return law if measure.probes == 1 else max(law, student(values.tolist()))
 
 
-def moved_by_noise(rules: list[Rule], noise: float, damping: float, semidefinite: bool) -> float:
+def noise_error(rules: list[Rule], noise: float, damping: float, semidefinite: bool) -> float:
     """Half the difference of the log-determinants of A + noise I and A - noise I, by Weyl's inequality."""
     floor = 0.0 if semidefinite else -math.inf
     apart = [

@@ -18,7 +18,7 @@ from torch import Tensor
 from spectra.errors import ArgumentError
 from spectra.krylov.results import SpectralMeasure
 from spectra.spectrum.curves import NOISE, known_exactly
-from spectra.spectrum.log_determinant import Rule, chance, other_rule, rules_of
+from spectra.spectrum.log_determinant import Rule, other_rule, rules_of, sampling_error
 from spectra.spectrum.outliers import outliers
 from spectra.spectrum.summaries import lowest_node
 
@@ -92,12 +92,12 @@ def outlier_share(measure: SpectralMeasure, semidefinite: bool) -> Summary:
     if end.smallest is None or end.gap is None:
         if known_exactly(measure):
             return Summary(0.0, 0.0, 0.0)
-        raise ArgumentError(f"`measure`: no outlier is resolved; {hidden(measure)}")
+        raise ArgumentError(f"`measure`: no outlier is resolved; {unresolved_reason(measure)}")
     least = end.smallest - end.gap / 2
     return summary(lambda x, w: (w * (x > least)) @ x / (w @ x), measure, semidefinite)
 
 
-def hidden(measure: SpectralMeasure) -> str:
+def unresolved_reason(measure: SpectralMeasure) -> str:
     """The reason why outliers may be unresolved: the outermost node represents all eigenvalues around it."""
     if measure.probes == 1:
         return "one probe does not show whether nodes are converged; take two"
@@ -146,7 +146,7 @@ def summary(statistic: Statistic, measure: SpectralMeasure, semidefinite: bool) 
         moved = torch.where(nodes.abs() < least, least, nodes)
         _, slopes, _ = derivatives(statistic, moved, weights)
         error += measure.noise * slopes.abs().sum().item()  # first order, if all move in the worst direction
-    chances = chance(measure, (each * influence).sum(dim=1).numpy(), float(spread))
+    chances = sampling_error(measure, (each * influence).sum(dim=1).numpy(), float(spread))
     return Summary(value, chances, error)
 
 

@@ -57,7 +57,7 @@ def widest_gap(spectra: Sequence[np.ndarray]) -> int | None:
     return max(medians, key=lambda k: medians[k], default=None)
 
 
-def turning_bound(values: np.ndarray, residuals: np.ndarray, k: int) -> float:
+def davis_kahan_bound(values: np.ndarray, residuals: np.ndarray, k: int) -> float:
     """Bound |sin angles|_F between the computed leading k-space and the true one (Davis, Kahan 1970).
 
     The bound is |R|_F over the distance from the computed values to the true eigenvalues outside; if none was missed,
@@ -73,7 +73,7 @@ class Gap(NamedTuple):
     """The gap behind the first k eigenvalues of a matrix."""
 
     relative: float  # `relative_gap`; infinite where the k eigenvectors span the whole space
-    bound: float  # `turning_bound` of the leading k-space
+    bound: float  # `davis_kahan_bound` of the leading k-space
 
     @property
     def reliable(self) -> bool:
@@ -97,11 +97,11 @@ def gap_behind(values: np.ndarray, residuals: np.ndarray, k: int) -> Gap | None:
     """
     if k >= len(values):
         return None
-    return Gap(relative_gap(values, k), turning_bound(values, residuals, k))
+    return Gap(relative_gap(values, k), davis_kahan_bound(values, residuals, k))
 
 
 def overlap_error(first: float, second: float, k: int) -> float:
-    """Bound the error of the overlap of two k-spaces, given the `turning_bound` of each; at most 1.
+    """Bound the error of the overlap of two k-spaces, given the `davis_kahan_bound` of each; at most 1.
 
     The projectors move by at most sqrt(2) |sin|_F each, and |tr(dP Q)| <= |dP|_F sqrt(k).
     """

@@ -12,7 +12,7 @@ import numpy as np
 from spectra.arguments import wrong
 from spectra.errors import ArgumentError
 from spectra.krylov.results import SpectralMeasure
-from spectra.problem.by_inputs import INPUTS
+from spectra.problem.input_problem import INPUTS
 from spectra.records import summaries as records
 from spectra.records.density import DensityResult
 from spectra.records.files import finite

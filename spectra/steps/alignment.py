@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spectra.krylov.results import Eigenpairs
 from spectra.operator import SymmetricOperator, placed
-from spectra.spectrum.subspaces import turning_bound
+from spectra.spectrum.subspaces import davis_kahan_bound
 from spectra.vectors import sum_shards
 from spectra.wording import outline
 
@@ -51,16 +51,16 @@ def alignment(operator: SymmetricOperator, pairs: Eigenpairs, k: int, direction:
     parts = along.double().square().cpu().numpy()[:k] / direction.double().square().sum().item()
     share = np.minimum(np.cumsum(parts), 1.0)
     values, residuals = pairs.values.abs().numpy(), pairs.residuals.numpy()
-    turns = np.array([turn(values, residuals, j, n) for j in range(1, k + 1)])
+    turns = np.array([angle_bound(values, residuals, j, n) for j in range(1, k + 1)])
     angles = np.arccos(np.sqrt(share))
     lower = np.square(np.cos(np.minimum(angles + turns, math.pi / 2)))
     upper = np.square(np.cos(np.maximum(angles - turns, 0.0)))
     return Alignment(share, np.maximum.accumulate(lower), np.minimum.accumulate(upper[::-1])[::-1])
 
 
-def turn(values: np.ndarray, residuals: np.ndarray, j: int, n: int) -> float:
+def angle_bound(values: np.ndarray, residuals: np.ndarray, j: int, n: int) -> float:
     """A bound of the largest angle between the computed and the true leading j-dimensional eigenspace, at most pi/2."""
     if j == n:
         return 0.0
-    bound = turning_bound(values, residuals, j) if j < len(values) else math.inf
+    bound = davis_kahan_bound(values, residuals, j) if j < len(values) else math.inf
     return math.asin(bound) if bound < 1 else math.pi / 2

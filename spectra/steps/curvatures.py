@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from spectra.directions.training import Direction
 from spectra.layerwise.parameter_blocks import ParameterBlock
 from spectra.operator import SymmetricOperator, placed
-from spectra.steps.directions import Direction
 from spectra.vectors import dot, full_tensor, norm
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spectra.curvature.checks.refusals import refuse_one_example, refuse_unfit
+from spectra.curvature.checks.model_checks import refuse_one_example, refuse_unfit
 from spectra.curvature.definition import loss_gradient, scaled
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import explained, gradient, twice_differentiable
@@ -23,11 +23,11 @@ from spectra.curvature.engine.gradients import mean_gradient
 from spectra.curvature.factor.gram import Factor
 from spectra.curvature.operator import Curvature
 from spectra.devices import device_of_vectors
+from spectra.directions.spread import gathered, per_example
 from spectra.errors import SpectraError
 from spectra.krylov.blocks import columns, fitting_vectors
 from spectra.operator import SymmetricOperator, placed
 from spectra.problem.problem import Problem
-from spectra.surfaces.spread import gathered, per_example
 from spectra.vectors import dot, full_tensor
 
 COVARIANCE = "gradient-covariance"

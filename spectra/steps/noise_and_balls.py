@@ -35,17 +35,17 @@ class NoiseAndBalls:
     @classmethod
     def of(cls, session: Session) -> NoiseAndBalls:
         """Compute what the session's settings request. Raises SpectraError if the model fails at other parameters."""
-        asked, problem, noise, simple, without = session.request.settings, session.problem, None, None, None
-        if asked.noise:
+        settings, problem, noise, simple, without = session.request.settings, session.problem, None, None, None
+        if settings.noise:
             try:
                 generator = stream(session.request.seed, PURPOSE)
-                noise = NoiseAt.of(problem, generator, asked.population, memory=session.request.memory)
+                noise = NoiseAt.of(problem, generator, settings.population, memory=session.request.memory)
                 simple = noise_record(noise)
             except SpectraError as error:
                 noise, without = None, str(error).removeprefix("`curvature` gradient-covariance: ")
-        balls = [Ball(problem, asked.rho, False), Ball(problem, asked.adaptive_rho, True)]
-        balls = balls if asked.ascent_steps else []
-        worst = [worst_record(search_ball(ball, asked.ascent_steps)) for ball in balls]
+        balls = [Ball(problem, settings.rho, False), Ball(problem, settings.adaptive_rho, True)]
+        balls = balls if settings.ascent_steps else []
+        worst = [worst_record(search_ball(ball, settings.ascent_steps)) for ball in balls]
         return cls(noise, simple, without, balls, worst)
 
     def found(self) -> dict[str, Any]:

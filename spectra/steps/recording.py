@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from spectra.curvature.matrices import definition
+from spectra.directions.training import RATE, Direction
 from spectra.records.entry import cost_of
 from spectra.records.step import LayerShare, StepAlong, StepDirection, StepFound, StepPoint, StepResult
 from spectra.steps.curvatures import DirectionalCurvature
-from spectra.steps.directions import RATE, Direction
 from spectra.steps.line_search import Line, Step
 from spectra.vectors import norm
 
@@ -70,7 +70,7 @@ def step_result(measurement: Any, directions: Sequence[Direction], slopes: Any, 
     """The record of one measurement whose answer is a `steps.run.MatrixResult`."""
     result, pairs = measurement.answer, measurement.answer.pairs
     of_the_loss = definition(measurement.curvature).loss_power == 1
-    told = {d.name: (d, slope, error) for d, slope, error in zip(directions, *slopes, strict=True)}
+    along = {d.name: (d, slope, error) for d, slope, error in zip(directions, *slopes, strict=True)}
     return StepResult(
         of_the_loss=of_the_loss,
         k=result.k,
@@ -80,7 +80,7 @@ def step_result(measurement: Any, directions: Sequence[Direction], slopes: Any, 
         complete=None if pairs is None else pairs.complete,
         source=result.source,
         along=[
-            along_record(*told[name], curvature, result.shares.get(name), of_the_loss)
+            along_record(*along[name], curvature, result.shares.get(name), of_the_loss)
             for name, curvature in result.curvatures.items()
         ],
         **result.noise,

@@ -13,24 +13,8 @@ import torch
 from spectra.cluster.distributed import distributed
 from spectra.curvature.matrices import definition
 from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO, TOLERANCE, K
-from spectra.errors import SpectraError
-from spectra.krylov.eigenpairs import basis_of, eigenpairs_unchecked
-from spectra.krylov.limits import refuse_k
-from spectra.krylov.placement import Placement
-from spectra.krylov.results import Eigenpairs
-from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, parameter_blocks
-from spectra.operator import Counting, Deflated, Shaped
-from spectra.optimizer.files import optimizer_in
-from spectra.problem.problem import Problem
-from spectra.quoting import quoted
-from spectra.records.record import Record
-from spectra.run.known import eigenpairs, end_of
-from spectra.run.measurement import Measurement
-from spectra.run.session import Session
-from spectra.run.together import Prepared, Together
-from spectra.steps.alignment import Alignment, alignment
-from spectra.steps.curvatures import DirectionalCurvature, curvature_along
-from spectra.steps.directions import (
+from spectra.directions.point import Point
+from spectra.directions.training import (
     RATE,
     Direction,
     checkpoint_direction,
@@ -38,11 +22,27 @@ from spectra.steps.directions import (
     momentum_direction,
     update_direction,
 )
+from spectra.errors import SpectraError
+from spectra.krylov.eigenpairs import basis_of, eigenpairs_unchecked
+from spectra.krylov.limits import refuse_k
+from spectra.krylov.placement import Placement
+from spectra.krylov.results import Eigenpairs
+from spectra.layerwise.parameter_blocks import ParameterBlock, diagonal_blocks, parameter_blocks
+from spectra.operator import Counting, Deflated, Shaped
+from spectra.optimizer.files import find_optimizer
+from spectra.problem.problem import Problem
+from spectra.quoting import quoted
+from spectra.records.record import Record
+from spectra.run.earlier_eigenpairs import earlier_which, eigenpairs
+from spectra.run.matrix_set import MatrixSet, PreparedMatrix
+from spectra.run.measurement import Measurement
+from spectra.run.session import Session
+from spectra.steps.alignment import Alignment, alignment
+from spectra.steps.curvatures import DirectionalCurvature, curvature_along
 from spectra.steps.line_search import Line, search_line
 from spectra.steps.noise_and_balls import NoiseAndBalls
 from spectra.steps.recording import point_record, step_result
 from spectra.steps.slopes import slopes
-from spectra.surfaces.landscape import Point
 from spectra.vectors import take_rows
 
 NEARBY = 0.01  # of |theta|: the first step to try if the curvature gives no guess
@@ -98,11 +98,11 @@ def step(session: Session[StepSettings]) -> Record:
         point = Point.of(problem)
         directions, left_out = found_directions(session, point)
         along = slopes(problem, point.gradient, [d.vector for d in directions])
-        together, blocks = Together(session, 2), parameter_blocks(problem, "layer")
+        matrix_set, blocks = MatrixSet(session, 2), parameter_blocks(problem, "layer")
         with session.listener.work("noise and worst case"):
             noise_and_balls = NoiseAndBalls.of(session)
-        analyse = Analysis(session, together, blocks, directions, noise_and_balls)
-        matrices = [together.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
+        analyse = Analysis(session, matrix_set, blocks, directions, noise_and_balls)
+        matrices = [matrix_set.matrix(problem, name, 20 + 3 * session.request.settings.k) for name in session.names]
         found = []
         while matrices:  # each is released after use
             found.append(analyse(matrices.pop(0)))
@@ -147,7 +147,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
 
     Raises SpectraError if there is none, or if a requested one cannot be determined.
     """
-    problem, asked = session.problem, session.request.settings
+    problem, settings = session.problem, session.request.settings
     found, missing = [], {}  # the directions that are left out, by reason
 
     def take(what: str, make: Callable[[], Direction], asked_for: bool) -> None:
@@ -155,25 +155,25 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
             found.append(make())
         except SpectraError as error:
             if asked_for:
-                raise about(error, asked.optimizer) from error
+                raise about(error, settings.optimizer) from error
             missing.setdefault(reason_of(error).removeprefix(f"{what}: "), []).append(what)
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
-    model, given = session.network.trained_model, asked.optimizer is not None
+    model, given = session.network.trained_model, settings.optimizer is not None
     try:
-        held, without = optimizer_in(asked.optimizer, session.request.named.get("checkpoint")), NO_OPTIMIZER
+        state, without = find_optimizer(settings.optimizer, session.request.named.get("checkpoint")), NO_OPTIMIZER
     except SpectraError as error:
         if given:
             raise
-        held, without = None, reason_of(error)
-    if held is None:
+        state, without = None, reason_of(error)
+    if state is None:
         missing[without] = ["update", "momentum"]
     else:
-        how = held.optimizer, held.name, model
+        how = state.optimizer, state.name, model
         take("update", lambda: update_direction(problem, point.gradient, *how), given)
         take("momentum", lambda: momentum_direction(problem, *how), asked_for=False)
     key = session.request.named.get("checkpoint_key")
-    for other, name in zip(asked.to, names_of(asked.to), strict=True):
+    for other, name in zip(settings.to, names_of(settings.to), strict=True):
         found.append(checkpoint_direction(problem, other, key, name))
     left_out = [f"{' and '.join(names)}: {reason}" for reason, names in missing.items()]
     if not found:
@@ -247,12 +247,12 @@ class Analysis:
     """The analysis of the same directions for one matrix after the other."""
 
     session: Session[StepSettings]
-    together: Together
+    matrix_set: MatrixSet
     blocks: list[ParameterBlock]
     directions: Sequence[Direction]
     noise_and_balls: NoiseAndBalls
 
-    def __call__(self, matrix: Prepared) -> Measurement:
+    def __call__(self, matrix: PreparedMatrix) -> Measurement:
         """Analyse the directions for one matrix, and count the cost."""
         name, k, limit = matrix.curvature.name, self.session.request.settings.k, self.session.request.max_products
         generator = torch.Generator().manual_seed(self.session.request.seed)
@@ -272,48 +272,48 @@ class Analysis:
         result = MatrixResult(curvatures, pairs, k if shares else 0, shares, source if shares else None, good, more)
         return matrix.measured(result, cost.spent + apart, time.perf_counter() - start)
 
-    def blocks_of(self, matrix: Prepared) -> Any:
+    def blocks_of(self, matrix: PreparedMatrix) -> Any:
         """The diagonal blocks of the layers."""
         name, problem = matrix.curvature.name, self.session.problem
-        made = diagonal_blocks(distributed(matrix.curvature), self.blocks, problem, name, self.together.memory)
+        made = diagonal_blocks(distributed(matrix.curvature), self.blocks, problem, name, self.matrix_set.memory)
         return self.session.remembered(made, f"{name}-blocks")
 
     def leading(
         self, operator: Counting, name: str, generator: torch.Generator, left: int | None, progress: Any
     ) -> tuple[Eigenpairs | None, str | None]:
         """The leading eigenpairs, one more than requested if there is one, and their source."""
-        asked, n = self.session.request.settings, operator.shape[0]
-        wanted, before = min(asked.k + 1, n), operator.products
+        settings, n = self.session.request.settings, operator.shape[0]
+        wanted, before = min(settings.k + 1, n), operator.products
         known = self.taken(operator, name, None if left is None else left // 2)
         if left is not None:
             left = max(0, left - (operator.products - before))
-        search = {"which": "LM", "tolerance": asked.tolerance, "generator": generator, "progress": progress}
+        search = {"which": "LM", "tolerance": settings.tolerance, "generator": generator, "progress": progress}
         if known is None:
             return eigenpairs_unchecked(operator, wanted, max_products=left, **search), "computed"
         pairs, source = known
         if len(pairs.values) >= wanted:
             return pairs, source
-        rest = eigenpairs_unchecked(Deflated(operator, pairs.vectors), wanted - asked.k, max_products=left, **search)
+        rest = eigenpairs_unchecked(Deflated(operator, pairs.vectors), wanted - settings.k, max_products=left, **search)
         return followed_by(pairs, rest), source
 
     def taken(self, operator: Counting, name: str, room: int | None) -> tuple[Eigenpairs, str] | None:
         """Eigenpairs from an earlier result of `eig`, k or k + 1 of them, and its file; None if there are too few."""
         earlier, note = self.session.arrays_of_earlier(), self.session.listener.note
-        asked, agree = self.session.request.settings, self.session.processes.least
+        settings, agree = self.session.request.settings, self.session.processes.least
         if earlier is None:
             return None
-        if not agree(end_of(earlier) == "LM"):
-            held = f"{earlier} holds eigenvectors of `which` {end_of(earlier) or 'unknown'}"
+        if not agree(earlier_which(earlier) == "LM"):
+            held = f"{earlier} holds eigenvectors of `which` {earlier_which(earlier) or 'unknown'}"
             note(f"{name}: {held}, so new ones are computed")
             return None
-        if room is not None and room < asked.k:
+        if room is not None and room < settings.k:
             return None
-        pairs = eigenpairs(earlier, operator, name, note, agree, use="taken", most=asked.k + 1)
+        pairs = eigenpairs(earlier, operator, name, note, agree, use="taken", most=settings.k + 1)
         if pairs is None:
             return None
-        good = int((pairs.residuals <= asked.tolerance * pairs.values.abs()).long().cumprod(0).sum())
-        if good < min(asked.k, operator.shape[0]):
-            held = f"{earlier} holds only {good} of {asked.k} eigenvectors within `tolerance`"
+        good = int((pairs.residuals <= settings.tolerance * pairs.values.abs()).long().cumprod(0).sum())
+        if good < min(settings.k, operator.shape[0]):
+            held = f"{earlier} holds only {good} of {settings.k} eigenvectors within `tolerance`"
             note(f"{name}: {held}, so new ones are computed")
             return None
         return first_of(pairs, good), str(earlier.with_suffix(".json"))

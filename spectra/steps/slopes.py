@@ -10,7 +10,7 @@ from torch import Tensor
 from spectra.curvature.definition import loss_gradient
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Jacobian, explained, twice_differentiable
-from spectra.curvature.engine.economy import LARGE, largest_logits
+from spectra.curvature.engine.memory_plan import LARGE, largest_logits
 from spectra.devices import in_float64
 from spectra.errors import SpectraError
 from spectra.problem.problem import Problem

@@ -25,7 +25,7 @@ from spectra.curvature.engine.gradients import mean_gradient, with_weight_decay
 from spectra.curvature.operator import Curvature
 from spectra.defaults import ADAPTIVE_RHO, ASCENT_STEPS, RHO
 from spectra.devices import device_of_vectors
-from spectra.krylov.trust_region import BallMaximum, largest_in_ball
+from spectra.krylov.trust_region import BallMaximum, maximise_in_ball
 from spectra.operator import Counting, SymmetricOperator, placed
 from spectra.optimizer.preconditioned import Preconditioned
 from spectra.problem.problem import Problem, require_problem
@@ -170,7 +170,7 @@ class Ball:
         if norm(self.origin) == 0:
             return None
         matrix = Preconditioned(operator, placed(self.scale, operator)) if self.adaptive else operator
-        return largest_in_ball(matrix, placed(self.origin, operator), self.rho, rtol=RTOL, max_products=max_products)
+        return maximise_in_ball(matrix, placed(self.origin, operator), self.rho, rtol=RTOL, max_products=max_products)
 
     def displacement(self, e: Tensor) -> Tensor:
         """The displacement d = t e (n,) of the parameters."""

@@ -1,7 +1,7 @@
 """Directions in parameter space along which the loss is evaluated.
 
 This module computes eigenvectors and filter-normalised random directions. Directions of training (gradient, optimizer
-step, other checkpoints, components of a trajectory) are made in `surfaces.given`.
+step, other checkpoints, components of a trajectory) are made in `surfaces.training_directions`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spectra.devices import device_of_vectors
+from spectra.directions.training import CHECKPOINT, GRADIENT, MOMENTUM, UPDATE
 from spectra.errors import SpectraError
 from spectra.krylov.eigenpairs import eigenpairs_unchecked
 from spectra.krylov.results import Eigenpairs, Progress
@@ -21,7 +22,6 @@ from spectra.operator import Counting
 from spectra.problem.problem import Problem
 from spectra.random_numbers import draw_keys, normal_rows
 from spectra.records.directions import PATH
-from spectra.steps.directions import CHECKPOINT, GRADIENT, MOMENTUM, UPDATE
 from spectra.vectors import full_tensor, take_rows
 from spectra.wording import counted
 
@@ -50,13 +50,13 @@ def numbered(along: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     """
     found, drawn, globs = [], 0, list(dict.fromkeys(name for names in along for name in names if name.startswith(PATH)))
     for names in along:
-        told = []
+        labels = []
         for name in names:
             drawn += name == RANDOM
-            told.append(f"{RANDOM} {drawn}" if name == RANDOM else name)
-        if told[0].startswith(PATH):
-            told = components(globs, told[0])
-        found.append(tuple(told))
+            labels.append(f"{RANDOM} {drawn}" if name == RANDOM else name)
+        if labels[0].startswith(PATH):
+            labels = components(globs, labels[0])
+        found.append(tuple(labels))
     return list(dict.fromkeys(found))
 
 

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
+from spectra.directions.spread import by_row, gathered
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import CustomLoss, values_of
 from spectra.problem.output_loss import OutputLoss
 from spectra.problem.problem import Problem
 from spectra.problem.weights import Weighable, weights_of
-from spectra.surfaces.spread import by_row, gathered
 
 NO_EXAMPLES = "the loss is one number for a batch, so single examples have no loss"
 

@@ -19,21 +19,20 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.checks.loss_checks import why_no_examples
-from spectra.curvature.displacement import displaced, losses, square
-from spectra.curvature.engine.gradients import mean_gradient, with_weight_decay
-from spectra.curvature.evaluation import mean_loss
+from spectra.curvature.displacement import displaced, losses
 from spectra.curvature.matrices import definition
+from spectra.directions.other_checkpoint import Statistics, tensors_of
+from spectra.directions.point import Point
+from spectra.directions.spread import Spread, per_example, spread
+from spectra.directions.training import CHECKPOINT, UPDATE
 from spectra.errors import SpectraError
 from spectra.operator import SymmetricOperator
 from spectra.problem.problem import Problem
-from spectra.steps.directions import CHECKPOINT, UPDATE
 from spectra.surfaces.barrier import Barrier, barrier
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, TRAINED, Direction
 from spectra.surfaces.example_losses import example_losses
-from spectra.surfaces.other_checkpoint import Statistics, tensors_of
 from spectra.surfaces.plane import Plane, Trajectory, frame, marked, side
 from spectra.surfaces.quadratic import Quadratic, Range, quadratic, range_of_validity
-from spectra.surfaces.spread import Spread, per_example, spread
 from spectra.vectors import dot, norm
 
 FLOOR = 1e-3  # nats: the smallest loss that determines a default radius
@@ -46,22 +45,6 @@ PARALLEL = 1e-9  # two directions with a cosine this close to 1 span no plane
 FAR = 4.0  # times |theta|: the largest length of such a line
 STEPS = 2.0  # steps of the optimizer: the smallest length of its line
 Step = Callable[[Callable[[], Any]], Any]  # runs a part of the work, or takes its result from an interrupted run
-
-
-@dataclass(frozen=True)
-class Point:
-    """The current point theta: its norm, and the loss and gradient there, with weight decay."""
-
-    loss: float
-    gradient: Tensor  # (n,), whole
-    norm: float  # |theta|
-
-    @classmethod
-    def of(cls, problem: Problem) -> Point:
-        """The point of a problem's current parameters."""
-        loss, squared = mean_loss(problem), square(problem)
-        gradient = with_weight_decay(problem, mean_gradient(problem))
-        return cls(loss + problem.weight_decay * squared / 2, gradient, squared**0.5)
 
 
 @dataclass(frozen=True)

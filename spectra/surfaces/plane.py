@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from spectra.curvature.displacement import displaced_losses
+from spectra.directions.other_checkpoint import OtherCheckpoint, set_to, tensors_of
+from spectra.directions.training import CHECKPOINT
 from spectra.problem.problem import Problem
-from spectra.steps.directions import CHECKPOINT
 from spectra.surfaces.directions import COMPONENT, EIGENVECTOR, RANDOM, TO_A_POINT, Direction
-from spectra.surfaces.other_checkpoint import OtherCheckpoint, set_to, tensors_of
 from spectra.vectors import norm, sum_pieces
 
 MARGIN = 0.25  # of the extent of points of interest: how far a side goes on beyond them

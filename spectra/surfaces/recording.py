@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from spectra.directions.spread import QUANTILES
 from spectra.records.entry import cost_of
 from spectra.records.landscape import (
     Barrier,
     Direction,
-    Holds,
     LandscapeResult,
     Line,
     Mark,
@@ -17,10 +17,10 @@ from spectra.records.landscape import (
     Spread,
     SpreadAlong,
     TrajectoryRecord,
+    ValidityRange,
 )
 from spectra.surfaces.landscape import Landscape
 from spectra.surfaces.quadratic import SHARE
-from spectra.surfaces.spread import QUANTILES
 from spectra.vectors import norm
 
 
@@ -67,7 +67,7 @@ def directions(found: Landscape) -> Iterator[Direction]:
 def line_record(name: str, line: Any) -> Line:
     """The record of a line along this direction."""
     numbers = {key: getattr(line, key) for key in ("t", "loss", "prediction", "departure")}
-    holds = None if line.holds is None else Holds(share=SHARE, **line.holds._asdict())
+    holds = None if line.holds is None else ValidityRange(share=SHARE, **line.holds._asdict())
     barrier = None if line.barrier is None else Barrier(**vars(line.barrier), present=line.barrier.present)
     return Line(along=name, holds=holds, barrier=barrier, **numbers)
 
@@ -84,5 +84,5 @@ def plane_record(names: Sequence[str], plane: Any) -> Plane:
 
 def spread_record(name: str, curvature: Any, slope: Any) -> SpreadAlong:
     """The record of the spread of curvature and slope over examples, along this direction."""
-    told = [Spread(**vars(one), signal_to_noise=one.signal_to_noise) for one in (curvature, slope)]
-    return SpreadAlong(along=name, quantiles_at=list(QUANTILES), curvature=told[0], slope=told[1])
+    spreads = [Spread(**vars(one), signal_to_noise=one.signal_to_noise) for one in (curvature, slope)]
+    return SpreadAlong(along=name, quantiles_at=list(QUANTILES), curvature=spreads[0], slope=spreads[1])

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from spectra.defaults import TOLERANCE
+from spectra.directions.other_checkpoint import read_other_checkpoint, set_to, tensors_of
+from spectra.directions.point import Point
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint_folder import parts, sha256, together
 from spectra.krylov.eigenpairs import basis_of
@@ -23,15 +25,20 @@ from spectra.problem.problem import Problem
 from spectra.records.directions import PATH
 from spectra.records.files import read_arrays
 from spectra.records.record import Record
-from spectra.run.known import eigenpairs, end_of
+from spectra.run.earlier_eigenpairs import earlier_which, eigenpairs
+from spectra.run.matrix_set import MatrixSet, PreparedMatrix
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
-from spectra.run.together import Prepared, Together
 from spectra.surfaces.directions import EIGENVECTOR, LOWEST, find_directions, numbered, refuse_ranks
-from spectra.surfaces.given import DirectionMaker, Given, files_of, is_given, refuse_missing
-from spectra.surfaces.landscape import Grid, Point, landscape
-from spectra.surfaces.other_checkpoint import read_other_checkpoint, set_to, tensors_of
+from spectra.surfaces.landscape import Grid, landscape
 from spectra.surfaces.recording import landscape_results
+from spectra.surfaces.training_directions import (
+    TrainingDirectionMaker,
+    TrainingDirections,
+    files_of,
+    is_training_direction,
+    refuse_missing,
+)
 
 
 @dataclass(frozen=True)
@@ -97,12 +104,14 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
 
     Several checkpoints are analysed one after the other.
     """
-    session.load(lambda: session.subject.about.changed(options=session.asked()))  # the heading counts checkpoints
+    session.load(
+        lambda: session.matrix_source.record.changed(options=session.recorded_options())
+    )  # the heading counts checkpoints
     problem, others = session.problem, session.request.settings.others
     key, found, results, notes = session.request.named.get("checkpoint_key"), [], [], []
     with session.resumable():
         earlier = session.arrays_of_earlier()
-        first = session.about.checkpoint or (session.about.model if others else None)
+        first = session.problem_record.checkpoint or (session.problem_record.model if others else None)
         for place, path in enumerate([first, *others]):
             there = read_other_checkpoint(problem, str(path), key, "`checkpoint` ") if place else None
             with set_to(tensors_of(problem.model), there.values) if there else nullcontext():
@@ -112,7 +121,9 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
             found += measured
             results += [entry.changed(checkpoint=path if others else None) for entry in landscape_results(measured)]
             notes += told
-        session.about = session.about.changed(notes=[*(session.about.notes or ()), *dict.fromkeys(notes)])
+        session.problem_record = session.problem_record.changed(
+            notes=[*(session.problem_record.notes or ()), *dict.fromkeys(notes)]
+        )
         record = session.record([], results)
     used = [d for m in found for d in m.answer.directions.values() if d.kind == EIGENVECTOR]
     if earlier and any(d.source != "computed" for d in used):
@@ -148,23 +159,23 @@ class Analysis:
 
     def __call__(self) -> tuple[list[Measurement], list[str]]:
         """The landscapes of all matrices with their cost, and notes on the directions."""
-        session, asked = self.session, self.session.request.settings
-        together, products = Together(session, 1), 20 + 3 * max(asked.ranks, default=0)
+        session, settings = self.session, self.session.request.settings
+        together, products = MatrixSet(session, 1), 20 + 3 * max(settings.ranks, default=0)
         matrices = [
             together.matrix(self.problem, name, products, f"{name}{self.mark}" if self.mark else None)
             for name in session.names
         ]
         point, found = Point.of(self.problem), []
-        given = self.given(point)
+        given = self.training_directions(point)
         while matrices:  # each is released after use
             found.append(self.of_matrix(matrices.pop(0), point, given))
         return found, given.notes
 
-    def given(self, point: Point) -> Given:
+    def training_directions(self, point: Point) -> TrainingDirections:
         """The directions of training among the requested ones."""
         session, asked = self.session, self.session.request.settings
-        if not any(is_given(name) for name in asked.named):
-            return Given()
+        if not any(is_training_direction(name) for name in asked.named):
+            return TrainingDirections()
         with session.listener.work("directions") as line:
             read = 0
 
@@ -175,10 +186,12 @@ class Analysis:
 
             key = session.request.named.get("checkpoint_key")
             model = session.network.trained_model
-            make = DirectionMaker(self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model)
+            make = TrainingDirectionMaker(
+                self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model
+            )
             return make(asked.named)
 
-    def of_matrix(self, matrix: Prepared, point: Point, given: Given) -> Measurement:
+    def of_matrix(self, matrix: PreparedMatrix, point: Point, given: TrainingDirections) -> Measurement:
         """The landscape of one matrix, with its cost."""
         name, limit = matrix.curvature.name, self.session.request.max_products
         asked, generator = self.session.request.settings, torch.Generator().manual_seed(self.session.request.seed)
@@ -216,7 +229,7 @@ class Analysis:
         needed = {which: k for which, k in (("LM", max(ranks, default=0)), ("SA", int(LOWEST in wanted))) if k}
         if earlier is None or not needed:
             return {}
-        which, agree = end_of(earlier), self.session.processes.least
+        which, agree = earlier_which(earlier), self.session.processes.least
         if not agree(which in needed) or which is None:
             note(f"{name}: {earlier} holds eigenvectors of `which` {which or 'unknown'}, so new ones are computed")
             return {}

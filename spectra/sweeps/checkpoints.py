@@ -16,7 +16,7 @@ from spectra.inputs.checkpoint_file import read_entries
 from spectra.inputs.checkpoint_folder import training_state
 from spectra.records.sweep import Number, Row
 from spectra.spectrum.subspaces import cosine
-from spectra.sweeps.rows import Found
+from spectra.sweeps.rows import ResultEntry
 
 ENTRIES = {"step": "training step", "global_step": "training step", "iteration": "training step", "epoch": "epoch"}
 PLACES = "checkpoint"  # the axis if steps are positions in the order
@@ -67,7 +67,7 @@ class Trajectory:
     def __init__(self, note: Callable[[str], Any]):
         self.note = note
 
-    def __call__(self, found: Found) -> np.ndarray | None:
+    def __call__(self, found: ResultEntry) -> np.ndarray | None:
         shapes = found.problem.shapes
         if found.checkpoint is None or not isinstance(shapes, Mapping):
             return None
@@ -79,7 +79,7 @@ class Trajectory:
         return torch.cat([tensor.detach().flatten().to(torch.float64) for tensor in held.values()]).numpy()
 
 
-def update_rows(series: Sequence[Found], weights: Callable[[Found], np.ndarray | None]) -> Iterator[Row]:
+def update_rows(series: Sequence[ResultEntry], weights: Callable[[ResultEntry], np.ndarray | None]) -> Iterator[Row]:
     """Rows with the cosine between the steps to and from each checkpoint: whether training keeps its direction."""
     before = step = at = None
     for found in series:

@@ -20,9 +20,9 @@ from spectra.spectrum.subspaces import (
     share_inside,
     widest_gap,
 )
-from spectra.sweeps.rows import Found, threshold_rows
+from spectra.sweeps.rows import ResultEntry, threshold_rows
 
-Weights = Callable[[Found], np.ndarray | None]
+Weights = Callable[[ResultEntry], np.ndarray | None]
 
 
 def ranks(values: np.ndarray, which: str) -> np.ndarray:
@@ -42,7 +42,7 @@ def ranks(values: np.ndarray, which: str) -> np.ndarray:
     return found
 
 
-def eigenvalue_rows(found: Found) -> Iterator[Row]:
+def eigenvalue_rows(found: ResultEntry) -> Iterator[Row]:
     """Rows of the eigenvalues of one result, by rank, and of the threshold of stability if there is one."""
     values, residuals, which = numbers(found)
     order = ranks(values, which) if np.isfinite(values).all() else 1 + np.arange(len(values))
@@ -52,7 +52,7 @@ def eigenvalue_rows(found: Found) -> Iterator[Row]:
     yield from threshold_rows(found, rows)
 
 
-def numbers(found: Found) -> tuple[np.ndarray, np.ndarray, str]:
+def numbers(found: ResultEntry) -> tuple[np.ndarray, np.ndarray, str]:
     """The eigenvalues (k,) and residuals (k,) as they are saved, null as nan, and which end they are from."""
     return found.entry.values, found.entry.residuals, found.problem.option("which") or "LM"
 
@@ -61,7 +61,7 @@ def numbers(found: Found) -> tuple[np.ndarray, np.ndarray, str]:
 class SavedPairs:
     """Eigenvalues from the top inwards (with --which SA from the bottom), and the indices of their saved vectors."""
 
-    found: Found
+    found: ResultEntry
     values: np.ndarray
     residuals: np.ndarray
     places: np.ndarray
@@ -83,7 +83,7 @@ class SavedPairs:
         return gap
 
 
-def leading(found: Found) -> SavedPairs | None:
+def leading(found: ResultEntry) -> SavedPairs | None:
     """The eigenpairs in a result from one end inwards; None if a number is not finite."""
     values, residuals, which = numbers(found)
     if not (np.isfinite(values).all() and np.isfinite(residuals).all()):
@@ -94,7 +94,7 @@ def leading(found: Found) -> SavedPairs | None:
     return SavedPairs(found, values[places], residuals[places], places) if len(places) else None
 
 
-def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[str], Any]) -> Iterator[Row]:
+def eigenspace_rows(series: Sequence[ResultEntry], weights: Weights, note: Callable[[str], Any]) -> Iterator[Row]:
     """Rows about one matrix over its checkpoints: how leading eigenvectors turn, and whether training follows them.
 
     The leading k-space has the same k throughout, that of the widest gap (`widest_gap`).
@@ -108,7 +108,7 @@ def eigenspace_rows(series: Sequence[Found], weights: Weights, note: Callable[[s
     if k:
         yield from gap_rows(known, k)
     if len(known) > 1:
-        yield from turning_rows(known, k, weights, note)
+        yield from rotation_rows(known, k, weights, note)
 
 
 def gap_rows(known: Sequence[SavedPairs], k: int) -> Iterator[Row]:
@@ -118,7 +118,7 @@ def gap_rows(known: Sequence[SavedPairs], k: int) -> Iterator[Row]:
         yield derived(pairs, "gap", k, pairs.gap_within(k).relative, float(error), gap_is_reliable(k, pairs))
 
 
-def turning_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, note: Callable) -> Iterator[Row]:
+def rotation_rows(known: Sequence[SavedPairs], k: int | None, weights: Weights, note: Callable) -> Iterator[Row]:
     """Rows about how eigenspaces turn, with the vectors of only two checkpoints and of the last one in memory."""
     last = known[-1]
     final, here, start = last.vectors(k or 1), known[0].vectors(k or 1), weights(known[0].found)
@@ -157,7 +157,7 @@ def compared(which: str, pairs: SavedPairs, other: SavedPairs, here: np.ndarray,
         yield derived(pairs, f"angle_{which}", i, float(angle), None, reliable)
 
 
-def scaled(found: Found) -> bool:
+def scaled(found: ResultEntry) -> bool:
     """Whether eigenvectors are in coordinates P^1/2 x, not in those of the parameters; SGD has P = I."""
     of = found.problem.get("precondition")
     return of is not None and of.get("optimizer") != "SGD"

@@ -21,14 +21,14 @@ from spectra.records.sweep import Evolution, Number, Row
 from spectra.sweeps.checkpoints import PLACES, Trajectory, training_steps, update_rows
 from spectra.sweeps.eigenspaces import eigenspace_rows
 from spectra.sweeps.plan import COMMANDS, Plan, natural
-from spectra.sweeps.rows import QUANTITIES, Found, problem_rows
+from spectra.sweeps.rows import QUANTITIES, ResultEntry, problem_rows
 from spectra.sweeps.tasks import result
 
 ROWS = {name: resolve_name(command.rows) for name, command in REGISTER.items() if command.rows}
 MEASURED = ("eig", "trace")  # commands whose numbers a preconditioner changes
 
 
-class Home(NamedTuple):
+class CheckpointResults(NamedTuple):
     """The directory with the results of one checkpoint."""
 
     name: str  # of the task
@@ -40,7 +40,7 @@ class Home(NamedTuple):
 
 def collect(plan: Plan) -> Evolution:
     """The table of a plan's results so far. Raises SpectraError if there are none."""
-    homes = [Home(t.name, label_of(t), t.checkpoint, t.directory, partial(result, t)) for t in plan.tasks]
+    homes = [CheckpointResults(t.name, label_of(t), t.checkpoint, t.directory, partial(result, t)) for t in plan.tasks]
     evolution = evolve(homes, plan.commands)
     if not evolution.rows:
         raise SpectraError(f"PLAN {plan.path}: no task has a result yet; run them with 'spectra sweep run {plan.path}'")
@@ -74,7 +74,9 @@ def evolution_of(directory: Path | str, learning_rate: float | None = None) -> E
     directory = Path(directory)
     files = [file for command in COMMANDS for file in directory.rglob(f"{command}.json")]
     names = sorted({str(file.parent.relative_to(directory)) for file in files}, key=natural)
-    homes = [Home(name, name, None, directory / name, partial(record_in, directory / name)) for name in names]
+    homes = [
+        CheckpointResults(name, name, None, directory / name, partial(record_in, directory / name)) for name in names
+    ]
     evolution = evolve(homes, COMMANDS)
     if not evolution.rows:
         raise SpectraError(
@@ -97,7 +99,7 @@ def record_in(directory: Path, command: str) -> Record | None:
     return load(file, [command], "result")[1] if file.exists() else None
 
 
-def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
+def evolve(homes: Sequence[CheckpointResults], commands: Sequence[str]) -> Evolution:
     """The table of all results in these directories."""
     axis, steps = training_steps({home.label: home.checkpoint for home in homes})
     notes: dict[str, None] = {}  # each once, in their order
@@ -121,13 +123,13 @@ def evolve(homes: Sequence[Home], commands: Sequence[str]) -> Evolution:
     )
 
 
-def of_one_matrix(found: Sequence[Found], note: Callable[[str], Any]) -> list[Found]:
+def of_one_matrix(found: Sequence[ResultEntry], note: Callable[[str], Any]) -> list[ResultEntry]:
     """Leave out eigenvalues and traces of a plain matrix if there are preconditioned ones, or the other way round.
 
     Both have the same name. Shares below zero are kept: they are equal for both, by Sylvester's law of inertia.
     """
 
-    def preconditioned(f: Found) -> bool:
+    def preconditioned(f: ResultEntry) -> bool:
         return f.problem.get("precondition") is not None
 
     wanted = {}
@@ -143,7 +145,9 @@ def of_one_matrix(found: Sequence[Found], note: Callable[[str], Any]) -> list[Fo
     return kept
 
 
-def read_results(home: Home, step: Number, commands: Sequence[str], note: Callable[[str], Any]) -> list[Found]:
+def read_results(
+    home: CheckpointResults, step: Number, commands: Sequence[str], note: Callable[[str], Any]
+) -> list[ResultEntry]:
     """The results of one checkpoint; a file that lacks what the table needs is noted and left out."""
     found = []
     for command in commands:
@@ -151,7 +155,7 @@ def read_results(home: Home, step: Number, commands: Sequence[str], note: Callab
         try:
             if record := home.result(command):
                 about = (home.label, step, home.checkpoint, file, command, record.problem)
-                some = [Found(*about, entry) for entry in record.results]
+                some = [ResultEntry(*about, entry) for entry in record.results]
                 for one in some:
                     check(one)  # fails now, while it can be left out
                 found += some
@@ -162,13 +166,13 @@ def read_results(home: Home, step: Number, commands: Sequence[str], note: Callab
     return found
 
 
-def check(found: Found) -> None:
+def check(found: ResultEntry) -> None:
     """Raise an error if the record lacks numbers for its rows."""
     for _ in (*ROWS[found.command](found), *problem_rows(found)):
         pass
 
 
-def between_checkpoints(found: Sequence[Found], note: Callable[[str], Any]) -> Iterator[Row]:
+def between_checkpoints(found: Sequence[ResultEntry], note: Callable[[str], Any]) -> Iterator[Row]:
     """Rows about how eigenspaces and weights move from one checkpoint to the next."""
     eig = [f for f in found if f.command == "eig"]
     named = [f for f in found if f.checkpoint and f.problem.shapes is not None]
@@ -191,14 +195,14 @@ def in_order(rows: Sequence[Row]) -> Iterator[Row]:
     return (Row(**finite(asdict(row))) for row in sorted(rows, key=key))
 
 
-def grouped(found: Iterable[Found], key: Callable[[Found], Hashable]) -> dict[Hashable, list[Found]]:
+def grouped(found: Iterable[ResultEntry], key: Callable[[ResultEntry], Hashable]) -> dict[Hashable, list[ResultEntry]]:
     """Group results by their keys, in order of appearance."""
-    groups: dict[Hashable, list[Found]] = {}
+    groups: dict[Hashable, list[ResultEntry]] = {}
     for one in found:
         groups.setdefault(key(one), []).append(one)
     return groups
 
 
-def first_of_each(found: Iterable[Found], key: Callable[[Found], Hashable]) -> list[Found]:
+def first_of_each(found: Iterable[ResultEntry], key: Callable[[ResultEntry], Hashable]) -> list[ResultEntry]:
     """The first result with each key."""
     return [group[0] for group in grouped(found, key).values()]

@@ -13,7 +13,7 @@ from spectra.sweeps.plan import Plan, Task
 from spectra.sweeps.runner import Runner
 
 
-def run_here(plan: Plan, tasks: Sequence[Task], ended: Callable[[Task], None]) -> None:
+def run_local(plan: Plan, tasks: Sequence[Task], ended: Callable[[Task], None]) -> None:
     """Run tasks, and call `ended` after each. On KeyboardInterrupt they save their state, and it is raised again."""
     if not tasks:
         return

@@ -31,7 +31,7 @@ QUANTITIES = {  # in the table's order, with the meaning of `index` and `error`
 
 
 @dataclass(frozen=True)
-class Found:
+class ResultEntry:
     """The result of one command for one matrix at one checkpoint."""
 
     label: str  # of the checkpoint
@@ -57,7 +57,7 @@ class Found:
         return Row(self.label, self.step, self.curvature, self.seed, quantity, index, value, **cost | fields)
 
 
-def threshold_rows(found: Found, eigenvalues: Sequence[Row]) -> Iterator[Row]:
+def threshold_rows(found: ResultEntry, eigenvalues: Sequence[Row]) -> Iterator[Row]:
     """Rows of the threshold of stability, and of eigenvalues divided by it, for a preconditioned matrix."""
     if (of := found.problem.get("precondition")) is None:
         return
@@ -73,18 +73,18 @@ def threshold_rows(found: Found, eigenvalues: Sequence[Row]) -> Iterator[Row]:
             yield replace(row, quantity="over_threshold", value=value, error=error)
 
 
-def trace_rows(found: Found) -> Iterator[Row]:
+def trace_rows(found: ResultEntry) -> Iterator[Row]:
     """The row of the trace."""
     yield found.row("trace", None, found.entry.trace, error=found.entry.standard_error)
 
 
-def density_rows(found: Found) -> Iterator[Row]:
+def density_rows(found: ResultEntry) -> Iterator[Row]:
     """The row of the share of eigenvalues below zero, if it is known."""
     if share := found.entry.negative:
         yield found.row("negative_share", None, share.value, lower=share.lower, upper=share.upper)
 
 
-def problem_rows(found: Found) -> Iterator[Row]:
+def problem_rows(found: ResultEntry) -> Iterator[Row]:
     """Rows of loss and accuracy, which do not depend on the matrix."""
     for quantity, key in (("loss", "loss_value"), ("accuracy", "accuracy")):
         value = getattr(found.problem, key, None)

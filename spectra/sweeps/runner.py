@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import IO
 
 from spectra.sweeps.plan import Plan, Task
-from spectra.sweeps.tasks import Attempt, held, record_path, remaining, result
+from spectra.sweeps.tasks import Attempt, file_lock, record_path, remaining, result
 
 
 class Runner:
@@ -31,7 +31,7 @@ class Runner:
 
     def run(self) -> None:
         """Run the unfinished commands until one fails or `stop` is called; none if another runner has the task."""
-        with held(record_path(self.plan, self.task, "lock")) as lock:
+        with file_lock(record_path(self.plan, self.task, "lock")) as lock:
             if lock is None or self.last() != self.before:
                 return
             self.task.directory.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from spectra.errors import SpectraError, describe
 from spectra.files import WRITTEN_BY_US, read_bounded
 from spectra.sweeps.plan import Plan, Task
 from spectra.sweeps.runner import Runner
-from spectra.sweeps.tasks import BatchJob, held, record_path, standing
+from spectra.sweeps.tasks import BatchJob, file_lock, record_path, task_state
 
 # The signal that Slurm sends before the time limit; commands that receive it directly save their state at once.
 SIGNAL = "USR1"
@@ -41,7 +41,7 @@ class Job:
         threads = self.plan.run.threads or self.plan.run.cpus
         self.runner = Runner(self.plan, self.task, {"OMP_NUM_THREADS": str(threads)} if threads else {})
         self.runner.run()
-        now = standing(self.plan, self.task)
+        now = task_state(self.plan, self.task)
         if now.state == "failed":
             raise SpectraError(f"{self.task.name}: {now.reason}")  # so that Slurm counts the job as failed
 
@@ -101,7 +101,7 @@ def parameters(plan: Plan) -> dict:
 
 def submit_once(plan: Plan, choose) -> dict[str, str]:
     """Submit the tasks that `choose()` returns, under a lock that excludes other sweeps. Raises SpectraError."""
-    with held(plan.records / "submit.lock") as lock:
+    with file_lock(plan.records / "submit.lock") as lock:
         if lock is None:
             raise SpectraError(
                 f"PLAN {plan.path}: is being submitted by another `spectra sweep run`; see `spectra sweep status`"

@@ -75,7 +75,7 @@ class BatchJob:
 
 
 @dataclass(frozen=True)
-class Standing:
+class TaskState:
     """The state of a task, with the reason for it."""
 
     task: Task
@@ -89,7 +89,7 @@ class Standing:
         return last_lines(self.log) if self.log else []
 
 
-def status_of(plan: Plan, standings: Sequence[Standing]) -> SweepStatus:
+def status_of(plan: Plan, standings: Sequence[TaskState]) -> SweepStatus:
     """The record of the states of all tasks."""
     tasks = [
         TaskStatus(
@@ -110,25 +110,25 @@ def record_path(plan: Plan, task: Task, suffix: str) -> Path:
     return plan.records / f"{task.name}.{suffix}"
 
 
-def standing(plan: Plan, task: Task, job: BatchJob | None = None) -> Standing:
+def task_state(plan: Plan, task: Task, job: BatchJob | None = None) -> TaskState:
     """The state of a task, from its results, its last attempt, its lock and its job."""
-    found = {command: examined(task, command) for command, _ in task.commands}
+    found = {command: read_result(task, command) for command, _ in task.commands}
     records, edited = {command: record for command, (record, _) in found.items()}, [text for _, text in found.values()]
     reason = next(filter(None, edited), "")
     unmet = tuple(command for command, record in records.items() if record and not converged(record))
     if all(records.values()):
-        return Standing(task, "finished", unmet=unmet)
-    if is_held(record_path(plan, task, "lock")):
-        return Standing(task, "running")
+        return TaskState(task, "finished", unmet=unmet)
+    if is_locked(record_path(plan, task, "lock")):
+        return TaskState(task, "running")
     if job and job.state in ("running", "queued"):
-        return Standing(task, job.state)
+        return TaskState(task, job.state)
     attempt = Attempt.read(record_path(plan, task, "json"))
     if job and attempt is None and not record_path(plan, task, "log").exists():
-        return Standing(task, "interrupted", f"job {job.id} ended before its task began", job.log)
+        return TaskState(task, "interrupted", f"job {job.id} ended before its task began", job.log)
     if attempt is None or (attempt.command, attempt.arguments) not in task.commands:  # the plan has changed since
-        return Standing(task, "waiting", reason)
+        return TaskState(task, "waiting", reason)
     state = "interrupted" if attempt.interrupted else "failed"
-    return Standing(task, state, how_it_ended(attempt), record_path(plan, task, "log"))
+    return TaskState(task, state, how_it_ended(attempt), record_path(plan, task, "log"))
 
 
 def how_it_ended(attempt: Attempt) -> str:
@@ -149,10 +149,10 @@ def remaining(task: Task) -> list[tuple[str, tuple[str, ...]]]:
 
 def result(task: Task, command: str) -> Record | None:
     """The record of a command, if it has the plan's options and the current checkpoint; otherwise None."""
-    return examined(task, command)[0]
+    return read_result(task, command)[0]
 
 
-def examined(task: Task, command: str) -> tuple[Record | None, str]:
+def read_result(task: Task, command: str) -> tuple[Record | None, str]:
     """The record that `result` returns, and the error message of a file that is not a valid result of the command."""
     path = task.directory / f"{command}.json"
     try:
@@ -199,10 +199,10 @@ def last_lines(path: Path, count: int = LAST_LINES) -> list[str]:
 
 
 @contextmanager
-def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
+def file_lock(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
     """Lock a file inside this context, and yield it for child processes to inherit; None if others hold the lock.
 
-    It waits for `patience` seconds, since `is_held` takes the lock for a moment.
+    It waits for `patience` seconds, since `is_locked` takes the lock for a moment.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + patience
@@ -212,7 +212,7 @@ def held(path: Path, patience: float = 1.0) -> Iterator[IO | None]:
         yield file if mine else None
 
 
-def is_held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a process holds the lock on this file."""
     try:
         with path.open() as file:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spectra.errors import ArgumentError
 from spectra.operator import refuse_other_dtype
-from spectra.vectors import WITHIN, all_finite, norm, out_of_scale
+from spectra.vectors import WITHIN, all_finite, norm, squares_overflow
 from spectra.wording import outline
 
 
@@ -51,7 +51,7 @@ class RankTwo:
             raise ArgumentError(f"`vector` and `image` of shapes {shapes}: give two vectors (n,) of the same length")
         if not self.vector.any():
             raise ArgumentError("`vector` is zero: give a non-zero vector")
-        if out_of_scale(self.vector):
+        if squares_overflow(self.vector):
             raise ArgumentError(f"`vector`: its norm is not {WITHIN}; scale it, and `image` too")
         if (self.image.dtype, self.image.device) != (self.vector.dtype, self.vector.device):
             wanted = f"{self.vector.dtype} on {self.vector.device}"

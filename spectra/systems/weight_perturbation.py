@@ -36,7 +36,7 @@ from spectra.given_operator import as_operator
 from spectra.operator import SymmetricOperator
 from spectra.problem.problem import Problem
 from spectra.random_numbers import draw_keys, normal_rows, sign_rows
-from spectra.vectors import WITHIN, all_finite, dot, norm, norms, out_of_scale
+from spectra.vectors import WITHIN, all_finite, dot, norm, norms, squares_overflow
 from spectra.wording import outline
 
 BLOCK = 2**22  # numbers of perturbations that are held at a time
@@ -258,7 +258,7 @@ class Losses:
         if not isinstance(point, Tensor) or point.ndim != 1 or not point.is_floating_point() or not len(point):
             came = f"{point.dtype} of shape {tuple(point.shape)}" if isinstance(point, Tensor) else type(point).__name__
             raise ArgumentError(f"`point`: expected the weights as a floating-point vector (n,), got {came}")
-        if not all_finite(point) or out_of_scale(point):
+        if not all_finite(point) or squares_overflow(point):
             raise ArgumentError(f"`point`: give finite weights with a norm {WITHIN}")
         here = point.detach()
         return cls(lambda steps: [number(loss(here + step)) for step in steps], here)
@@ -297,7 +297,7 @@ class Losses:
             raise ArgumentError(f"`vector` {came}: give a tensor of shape ({self.n},)")
         if not vector.any():
             raise ArgumentError("`vector` is zero: give a non-zero vector")
-        if not all_finite(vector) or out_of_scale(vector):
+        if not all_finite(vector) or squares_overflow(vector):
             raise ArgumentError(f"`vector`: give finite numbers with a norm {WITHIN}")
         return vector.detach().to(self.point)
 

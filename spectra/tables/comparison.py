@@ -61,8 +61,8 @@ def compare_parts(record: Record) -> list[Any]:
     parts += [line for cause in record.causes or [] for line in (cause.sentence, "")]
     if other := record.held_out:
         accuracy = "" if other.accuracy is None else f", accuracy {100 * other.accuracy:.2f} %"
-        told = f"{other.data}: {counted(other.examples, 'example')}, loss {other.loss_value:.4g}{accuracy}"
-        parts += [HELD_OUT.format(told), held_out_table(record)]
+        description = f"{other.data}: {counted(other.examples, 'example')}, loss {other.loss_value:.4g}{accuracy}"
+        parts += [HELD_OUT.format(description), held_out_table(record)]
     for entry in record.subsample or []:
         parts += [SUBSAMPLE.format(entry.curvature), subsample_table(entry)]
     return [*parts, cost_table(results), *remarks(record)]

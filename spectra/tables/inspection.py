@@ -33,7 +33,7 @@ def inspect_parts(record: Record) -> list[str | Table]:
     parts = model_parts(problem)
     if problem.data:
         parts += [*data_parts(problem), "", FORECAST, cost_table(results)]
-        if any(e.method == "gram" for r in results for e in worth_telling(r.estimates)):
+        if any(e.method == "gram" for r in results for e in competitive(r.estimates)):
             parts.append("exact: with --method gram, which trace uses by default if it is the cheapest")
         parts += [f"{r.curvature}: {r.path}" for r in results if any(word in r.path for word in SPARED)]
         if any(estimate.at_least for r in results for estimate in r.estimates):
@@ -129,7 +129,7 @@ def cost_table(results: Sequence[InspectResult]) -> Table:
     table = new_table("", "s / product", "command", "products", "time", "memory")
     for r in results:
         first = [r.curvature, f"{r.seconds_per_product:.2g}"]
-        for estimate in worth_telling(r.estimates):
+        for estimate in competitive(r.estimates):
             sign = "> " if estimate.at_least else ""
             duration, memory = in_time(estimate.seconds), in_bytes(estimate.bytes)
             if on_host := getattr(estimate, "host_bytes", None):
@@ -153,7 +153,7 @@ def limits(parameters: int, results: Sequence[InspectResult]) -> list[str]:
     ]
 
 
-def worth_telling(estimates: Sequence[CommandCost]) -> list[CommandCost]:
+def competitive(estimates: Sequence[CommandCost]) -> list[CommandCost]:
     """The forecasts without those of exact methods that would take longer than the iterative one."""
     fastest = {e.command: e.seconds for e in estimates if e.method != "gram"}
     return [e for e in estimates if e.method != "gram" or e.seconds < fastest.get(e.command, math.inf)]

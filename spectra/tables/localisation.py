@@ -26,8 +26,8 @@ def eig_parts(record: Record) -> list[Any]:
 
 def localisation_parts(results: Sequence[EigResult]) -> list[Any]:
     """A table for each matrix: the localisation of its eigenvectors, and the layer that holds most of each."""
-    told = [(r.curvature, held) for r in results if (held := r.localisation)]
-    parts = [table_of(name, held) for name, held in told]
+    known = [(r.curvature, held) for r in results if (held := r.localisation)]
+    parts = [table_of(name, held) for name, held in known]
     unresolved = any("?" in cell for table in parts for column in table.columns for cell in column.cells)
     return ["", RULE, *parts, *([UNRESOLVED] if unresolved else [])] if parts else []
 

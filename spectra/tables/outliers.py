@@ -25,9 +25,9 @@ INSIDE = (
 
 def outlier_table(results: Sequence[DensityResult | CompareResult]) -> list[Any]:
     """The table of outliers at both ends of each spectrum, and lines that compare their number with that of classes."""
-    told = [(r.curvature, r.outliers) for r in results if r.outliers]
+    known = [(r.curvature, r.outliers) for r in results if r.outliers]
     table = new_table("", "above", "edge", "gap/span", "below", "edge", "gap/span")
-    for name, found in told:
+    for name, found in known:
         table.add_row(name, *end_cells(found.above), *end_cells(found.below))
     lines = [
         f"{name}: {count} above, {beside_classes(count, classes)} (C = {classes} classes)"
@@ -36,10 +36,10 @@ def outlier_table(results: Sequence[DensityResult | CompareResult]) -> list[Any]
             if found.above.ratio is None or found.above.ratio > CLEAR
             else f"; uncertain, as gap/span is below {CLEAR:g}"
         )
-        for name, found in told
+        for name, found in known
         if (classes := found.classes) and (count := found.above.count)
     ]
-    return [RULE, table, *lines] if told else []
+    return [RULE, table, *lines] if known else []
 
 
 def beside_classes(count: int, classes: int) -> str:

@@ -25,12 +25,12 @@ def precondition_line(found: PreconditionRecord) -> str:
     whose = f"P of {found.optimizer} in {where}" if found.get("optimizer") else f"P from {where}"
     if found.spec in (found.get("optimizer"), f"{found.get('optimizer')} {GIVEN}"):
         whose = f"P of {where}"
-    told = [f"parameters matched by {found.matched}"] if found.get("matched") and found.get("optimizer") else []
+    details = [f"parameters matched by {found.matched}"] if found.get("matched") and found.get("optimizer") else []
     if found.get("rate") is not None:
-        told.append(f"eta {found.rate:g}")
+        details.append(f"eta {found.rate:g}")
     elif found.get("optimizer"):
-        told.append("P/eta in place of P, as learning rates differ between parameters")
-    behind = f" ({', '.join(told)})" if told else ""
+        details.append("P/eta in place of P, as learning rates differ between parameters")
+    behind = f" ({', '.join(details)})" if details else ""
     return f"preconditioned: {sign}P^-1/2 A P^-1/2{decay} for each matrix A, {whose}{behind}"
 
 

@@ -21,7 +21,7 @@ from spectra.records.entry import Entry
 from spectra.records.precondition import titled
 from spectra.records.problem import ProblemRecord
 from spectra.records.record import Record
-from spectra.tables.by_inputs import EIGENVALUES, TRACES, mean_columns, mean_rows, of_either_sign, trace_cells
+from spectra.tables.input_blocks import EIGENVALUES, TRACES, mean_columns, mean_rows, of_either_sign, trace_cells
 from spectra.tables.precondition import precondition_line, threshold_lines
 from spectra.wording import counted, with_error
 
@@ -294,7 +294,7 @@ def new_table(*columns: str) -> Table:
     return table
 
 
-def fitting(table: Table, console: Console) -> list[Table]:
+def fit_width(table: Table, console: Console) -> list[Table]:
     """The table, or several of its columns that each fit the console if it is too wide; each repeats the first column.
 
     If a single column is too wide, or has words (aligned to the left), the table stays whole and its cells wrap.
@@ -344,5 +344,5 @@ def rendered(*parts: str | Table) -> str:
         if isinstance(part, str):
             console.print("\n".join(map(escaped, part.split("\n"))))
         else:
-            console.print(*fitting(part, console))
+            console.print(*fit_width(part, console))
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())

@@ -22,13 +22,13 @@ NAMES = {name: name.replace("_", " ") for name in (*RANKS, "outlier_share", "pow
 
 def summary_table(results: Sequence[DensityResult]) -> list[Any]:
     """The table of ranks, with lines on the outliers' share of the trace, on fitted laws, and on what is left out."""
-    told = [(r.curvature, r.summaries) for r in results if r.summaries]
-    if not told:
+    known = [(r.curvature, r.summaries) for r in results if r.summaries]
+    if not known:
         return []
     table = new_table("", "effective rank", "stable rank", "participation", "entropy rank")
-    for name, found in told:
+    for name, found in known:
         table.add_row(name, *[cell(getattr(found, rank)) for rank in RANKS])
-    lines = [f"{name}: {line}" for name, found in told for line in [*shares(found), *laws(found), *reasons(found)]]
+    lines = [f"{name}: {line}" for name, found in known for line in [*shares(found), *laws(found), *reasons(found)]]
     return ["", RULE, table, *lines]
 
 
@@ -86,28 +86,28 @@ def reasons(found: Summaries) -> list[str]:
 
 def damped_table(results: Sequence[DensityResult]) -> list[Any]:
     """The tables of effective dimension, condition number and log-determinant, if a damping was given."""
-    told = [r for r in results if r.damping is not None]
-    if not told:
+    damped = [r for r in results if r.damping is not None]
+    if not damped:
         return []
     table = new_table("", "effective dimension", "quadrature error", "condition number")
     determinants = new_table("", "log-determinant", "quadrature error")
-    for r in told:
+    for r in damped:
         table.add_row(r.curvature, *damped_cells(r))
         if r.summaries and (found := r.summaries.log_determinant):
             value = with_error(found.value, found.standard_error)
             determinants.add_row(r.curvature, value, quadrature_cell(found.quadrature_error))
     lines = [
         f"{r.curvature}: not positive definite with this damping; raise --damping"
-        for r in told
+        for r in damped
         if r.effective_dimension is None
     ]
     lines += [
         f"{r.curvature}: log-determinant left out: {reason}"
-        for r in told
+        for r in damped
         if r.effective_dimension and r.summaries and (reason := r.summaries.left_out.get("log_determinant"))
     ]
     tables = [table, determinants] if determinants.rows else [table]
-    return ["", f"For A + {told[0].damping:g} I; ± is the standard error.", *tables, *lines]
+    return ["", f"For A + {damped[0].damping:g} I; ± is the standard error.", *tables, *lines]
 
 
 def damped_cells(r: DensityResult) -> list[str]:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from spectra.curvature.evaluation import cut_batches
 from spectra.errors import SpectraError
-from spectra.inputs.devices import brought
+from spectra.inputs.devices import batch_to_device
 from spectra.inputs.examples import Data
-from spectra.inputs.given import device_and_dtype, own_data, own_loss
-from spectra.inputs.items import wanted_by
+from spectra.inputs.items import item_requirements
 from spectra.inputs.loss import build_loss
 from spectra.inputs.model_loss import recognise
+from spectra.inputs.python_objects import device_and_dtype, own_data, own_loss
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.losses import Loss
@@ -34,7 +34,7 @@ def examples_of(model: nn.Module, loss: Any, given: Any, seed: int) -> tuple[Any
     batches = batches_of(model, objective, given, seed)
     if isinstance(objective, ModelLoss):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if ours := recognise(model, [brought(batch, *place) for batch in batches], trained):
+        if ours := recognise(model, [batch_to_device(batch, *place) for batch in batches], trained):
             return ours.loss, ours.batches, ours.output
     return loss, batches, None
 
@@ -47,7 +47,7 @@ def batches_of(model: nn.Module, loss: Loss, given: Any, seed: int) -> list[Batc
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Tensor) and not whole:
         return cut_batches(*given, torch.arange(len(given[1])), BATCH)
     try:
-        examples = own_data(given, None, seed, None, wanted_by(loss, model))
+        examples = own_data(given, None, seed, None, item_requirements(loss, model))
     except SpectraError as error:
         raise SpectraError(str(error).replace("`data`", "`batches`")) from error
     return list(examples.cut(len(examples) if whole or not isinstance(examples, Data) else BATCH))

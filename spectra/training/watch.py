@@ -20,16 +20,16 @@ from spectra.defaults import TOLERANCE
 from spectra.devices import name_of_device
 from spectra.errors import SpectraError, describe
 from spectra.inputs.description import versions
-from spectra.inputs.devices import DTYPES, brought, recorded_device
-from spectra.inputs.given import device_and_dtype, own_loss, unwrapped
+from spectra.inputs.devices import DTYPES, batch_to_device, recorded_device
 from spectra.inputs.model import uncompiled
+from spectra.inputs.python_objects import device_and_dtype, own_loss, unwrapped
 from spectra.krylov.results import Eigenpairs, TraceEstimate
 from spectra.krylov.warm_start import WarmStart
-from spectra.optimizer.entry import NotStepped
+from spectra.optimizer.parameter_state import NotStepped
 from spectra.optimizer.preconditioner import Preconditioner, preconditioner, refuse_second_decay
+from spectra.problem.eval_mode import temporary_eval_mode
 from spectra.problem.problem import Problem
 from spectra.problem.side_effects import generators_restored
-from spectra.problem.undisturbed import undisturbed
 from spectra.records.eig import EigResult
 from spectra.records.files import prepare_directory
 from spectra.records.precondition import PreconditionRecord
@@ -177,13 +177,13 @@ class Watch:
         self.save_vectors, self.options = save_vectors, options
         self.tracker = None if log is None else tracker(log)
         self._refuse_numbers()
-        with undisturbed(self.model):
+        with temporary_eval_mode(self.model):
             self.loss, self.batches, output = examples_of(self.model, loss, batches, seed)
         if output:
             self.options = {"output_key": output, **options}
         self._hooks, self._observers = set(), set()  # forward hooks seen so far; those of them that only observe
         self._warm_starts, self._searched = {name: self._warm_start() for name in self.curvature}, {}
-        with undisturbed(self.model), self._unobserved():
+        with temporary_eval_mode(self.model), self._unobserved():
             self._refuse_impossible()
 
     def __call__(self, step: int) -> Recording | None:
@@ -198,7 +198,7 @@ class Watch:
         if step % self.every or not first_process():
             return None
         try:
-            with undisturbed(self.model), self._unobserved():
+            with temporary_eval_mode(self.model), self._unobserved():
                 recording = self._record(step)
         except Exception as error:
             reason = error if isinstance(error, SpectraError) else describe(error)
@@ -264,7 +264,7 @@ class Watch:
                 f"`model`: its parameters are {dtype}, too imprecise for eigenvalues; keep them in float32 and train "
                 "with torch.autocast"
             )
-        return replace(problem, batches=[brought(batch, device, dtype) for batch in self.batches])
+        return replace(problem, batches=[batch_to_device(batch, device, dtype) for batch in self.batches])
 
     def _warm_start(self) -> WarmStart:
         return WarmStart(self.k, self.tolerance)

@@ -88,13 +88,13 @@ def _check(problem: Problem, name: str, memory: int, costs: Footprint) -> Deriva
             with way(problem, batch) as local:
                 verdicts = verdicts_of(local, name)
                 if (wrong := contradiction(verdicts)) and not (way is copied and has_kinks(local)):
-                    raise Contradicted(refusal(local, name, wrong))
+                    raise DerivativeMismatch(refusal(local, name, wrong))
                 found = agreement(local, verdicts)
                 rounding = rounding_error(problem, batch, local, name) if problem.dtype != local.problem.dtype else None
                 if (wrong or found.not_checked) and way is copied:
                     found = compare_beside(local, name, found, wrong)
                 return replace(found, rounding=rounding, gradients=local.gradients + PRODUCT * (rounding is not None))
-        except Contradicted:
+        except DerivativeMismatch:
             raise
         except Exception as error:  # an error of the model itself will show in its products
             found = DerivativeCheckResult(
@@ -103,7 +103,7 @@ def _check(problem: Problem, name: str, memory: int, costs: Footprint) -> Deriva
     return found
 
 
-class Contradicted(SpectraError):
+class DerivativeMismatch(SpectraError):
     """Finite differences contradict a derivative."""
 
 
@@ -123,14 +123,14 @@ def compare_beside(
     """Repeat the comparison beside the point, where few functions have a kink, if it was inconclusive at the point.
 
     Where many rectifiers are at their kink, as behind channels that are zero, differences at several steps may even
-    agree with each other but not with the derivative (`wrong`). Raises Contradicted where the derivative is wrong
+    agree with each other but not with the derivative (`wrong`). Raises DerivativeMismatch where the derivative is wrong
     beside the point too, or the comparison there is inconclusive.
     """
     local.step_aside()
     verdicts = verdicts_of(local, name)
     beside = agreement(local, verdicts)
     if off := contradiction(verdicts) or (wrong if beside.not_checked else None):
-        raise Contradicted(refusal(local, name, off))
+        raise DerivativeMismatch(refusal(local, name, off))
     if beside.not_checked:
         return found
     why = found.not_checked or AT_KINKS
@@ -258,7 +258,7 @@ def agreement(local: LocalProblem, verdicts: Sequence[Verdict]) -> DerivativeChe
 def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: str) -> float:
     """The relative difference between a product in the problem's own dtype and one in float64.
 
-    Raises Contradicted where it is too large.
+    Raises DerivativeMismatch where it is too large.
     """
     matrix = definition(name).linearise
     exact = local.product
@@ -272,7 +272,7 @@ def rounding_error(problem: Problem, batch: Batch, local: LocalProblem, name: st
     dtype = dtype_name(problem.dtype)
     chance = off > ROUNDED * size and (in_float64(matrix(own, batch)(direction)) - found).norm() > 0.1 * off
     if off > ROUNDED * size and not chance and math.isfinite(off):  # `check_operator` reports chance
-        raise Contradicted(
+        raise DerivativeMismatch(
             f"`dtype` {dtype}: a product with {name} in {dtype} differs by {100 * off / (size or 1):.2g} % from one in "
             f"float64 (norms {found.norm():.4g} and {size:.4g} on {counted(len(batch), 'example')}), for instance "
             "because outputs saturate; use `dtype` float64"

@@ -15,10 +15,10 @@ from spectra.errors import SpectraError, describe
 from spectra.memory import out_of_memory
 from spectra.problem.batch import Batch
 from spectra.problem.batch_loss import BatchLoss
-from spectra.problem.huber import Bent
+from spectra.problem.huber import LinearTailLoss
 from spectra.problem.losses import CustomLoss, name_of
 from spectra.problem.problem import Problem
-from spectra.problem.side_effects import draws, generators_restored, reseed
+from spectra.problem.side_effects import generators_restored, global_generator_states, reseed
 from spectra.random_numbers import normal_like
 
 DRAWS = 16  # values of a loss that draws random numbers: a few may be equal by chance
@@ -36,7 +36,7 @@ def refuse_unfit_loss(problem: Problem, matrix: Definition) -> None:
         return
     batch = problem.batches[0]
     rows = rows_of(problem, batch)
-    refuse_chance(problem, rows, batch)
+    refuse_random_loss(problem, rows, batch)
     if "loss gradient" in matrix.derivatives and not matrix.depends_on_batches:
         refuse_compared_examples(problem, matrix.name, rows, batch)
     if len(problem.batches) > 1:
@@ -57,7 +57,7 @@ def why_zero(problem: Problem, matrix: Definition) -> str | None:
     A loss that is linear in parts, such as Huber's, may be linear in the output at every target. Losses that curve
     everywhere are not tested, and a loss with a gradient of zero is accepted.
     """
-    if "loss hessian" not in matrix.derivatives or not isinstance(problem.loss, CustomLoss | Bent):
+    if "loss hessian" not in matrix.derivatives or not isinstance(problem.loss, CustomLoss | LinearTailLoss):
         return None
     with twice_differentiable(problem.model), explained():
         first = problem.batches[0]
@@ -74,7 +74,7 @@ def is_flat(problem: Problem, batch: Batch) -> bool:
     """Whether a random product with the second derivative of a batch's loss by its rows is exactly zero."""
     rows = rows_of(problem, batch)
     drawn = normal_like(rows, torch.Generator().manual_seed(0))
-    return not twice(problem, rows, batch, drawn).any()
+    return not loss_hessian_product(problem, rows, batch, drawn).any()
 
 
 def why_no_gradients(problem: Problem, matrix: Definition) -> str | None:
@@ -176,14 +176,14 @@ def rows_of(problem: Problem, batch: Batch) -> Tensor:
         return problem.rows(batch).detach()
 
 
-def refuse_chance(problem: Problem, rows: Tensor, batch: Batch) -> None:
+def refuse_random_loss(problem: Problem, rows: Tensor, batch: Batch) -> None:
     """Raise SpectraError where another state of the global generators, or another call, gives another value."""
 
     def value(seed: int) -> tuple[float, bool]:
         with generators_restored(), torch.no_grad():
             reseed(seed)
-            before = draws()
-            return problem.total(rows, batch).item(), draws() != before
+            before = global_generator_states()
+            return problem.total(rows, batch).item(), global_generator_states() != before
 
     first, drew = value(0)
     rounding = 0.0 if drew else 100 * torch.finfo(rows.dtype).eps * abs(first)
@@ -258,10 +258,10 @@ def no_second_derivative(problem: Problem, rows: Tensor, batch: Batch) -> str | 
     """The reason why the loss cannot be differentiated twice by its rows; None where it can."""
     few = slice(FEW) if len(rows) == len(batch) else slice(None)
     try:
-        twice(problem, rows[few], batch.part(few))
+        loss_hessian_product(problem, rows[few], batch.part(few))
     except SpectraError:  # it may take whole batches only
         try:
-            twice(problem, rows, batch)
+            loss_hessian_product(problem, rows, batch)
         except RuntimeError as error:
             return unless_out_of_memory(error)
     except RuntimeError as error:
@@ -276,7 +276,7 @@ def unless_out_of_memory(error: RuntimeError) -> str:
     return describe(error)
 
 
-def twice(problem: Problem, rows: Tensor, batch: Batch, vector: Tensor | None = None) -> Tensor:
+def loss_hessian_product(problem: Problem, rows: Tensor, batch: Batch, vector: Tensor | None = None) -> Tensor:
     """A product with the second derivative of the loss by its rows, with ones by default."""
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()

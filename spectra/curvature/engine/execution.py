@@ -1,7 +1,7 @@
 """Run the second half of a trace: for one vector, or for the rows of (k, n) at once.
 
 Execution(second).graph(1)(*residuals, v)    second itself, with results written over values no longer needed
-Execution(second).graph(k)(*residuals, V)    its products with the k rows of V, written by `columns`
+Execution(second).graph(k)(*residuals, V)    its products with the k rows of V, written by `vectorization`
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from spectra.curvature.engine.choices import fingerprint
+from spectra.curvature.engine.autotuning import fingerprint
+from spectra.curvature.engine.block_widths import BlockWidths
 from spectra.curvature.engine.compilation import compiled
 from spectra.curvature.engine.cuda_graphs import Captured, Graphs
 from spectra.curvature.engine.differentiation import Apply
-from spectra.curvature.engine.widths import Widths
 
 Run = Callable[[Tensor], Tensor]
 
@@ -33,10 +33,10 @@ class Execution:
 
     def graph(self, width: int) -> Any:
         """The product with this number of vectors at once. Raises an error of PyTorch where it cannot be written."""
-        from spectra.curvature.engine.columns import together
+        from spectra.curvature.engine.vectorization import vectorized
 
         if width not in self._graphs:
-            self._graphs[width] = overwriting(together(self.second, width))
+            self._graphs[width] = overwriting(vectorized(self.second, width))
         return self._graphs[width]
 
     def function(self, width: int) -> Callable[..., Tensor]:
@@ -96,7 +96,7 @@ class BatchProduct:
         self,
         execution: Execution,
         residuals: Sequence[Tensor],
-        widths: Widths,
+        widths: BlockWidths,
         graphs: Graphs | None = None,
         lower: BatchProduct | None = None,
     ):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from spectra.curvature.engine.growth import Growth, loss_growth
 from spectra.curvature.engine.hoisting import Linearise
+from spectra.curvature.engine.loss_memory import LossMemoryGrowth, loss_growth
 from spectra.curvature.engine.meter import Meter
 from spectra.errors import SpectraError
 from spectra.memory import out_of_memory
@@ -37,7 +37,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Highest:
+class MaximumOfLines:
     """The maximum of some lines, plus the memory that the loss takes beyond a line.
 
     A product has one line for the memory after each of its operations. The loss's memory is a function of the number of
@@ -45,7 +45,7 @@ class Highest:
     """
 
     lines: tuple[Line, ...]
-    growth: Growth
+    growth: LossMemoryGrowth
     each: float
 
     def __call__(self, elements: float) -> int:
@@ -70,8 +70,8 @@ class Footprint:
     Model and data are not counted.
     """
 
-    kept: Highest  # of tensors that do not depend on the vector
-    peak: Highest
+    kept: MaximumOfLines  # of tensors that do not depend on the vector
+    peak: MaximumOfLines
     operations: int  # called by one product from scratch
     scales: bool  # whether the model takes batches of any size
 
@@ -103,10 +103,10 @@ def footprint(linearise: Linearise, problem: Problem) -> Footprint:
         else:
             return through(few, more, *growth, scales=True)
     whole = measured(linearise, problem, batch)
-    return through(Measured(0, 0, (0,) * len(whole.history)), whole, Growth(), 1.0, scales=False)
+    return through(Measured(0, 0, (0,) * len(whole.history)), whole, LossMemoryGrowth(), 1.0, scales=False)
 
 
-def through(few: Measured, more: Measured, growth: Growth, each: float, scales: bool) -> Footprint:
+def through(few: Measured, more: Measured, growth: LossMemoryGrowth, each: float, scales: bool) -> Footprint:
     """Lines through two measurements, one line for the bytes alive after each operation, plus the loss's `growth`.
 
     No line falls as the data grow.
@@ -121,7 +121,7 @@ def through(few: Measured, more: Measured, growth: Growth, each: float, scales: 
         histories = ([max(history)] for history in histories)
     lines = {line(*pair) for pair in zip(*histories, strict=True)}
     kept, peak = (line(few.kept, more.kept),), tuple(outermost(lines))
-    return Footprint(Highest(kept, growth, each), Highest(peak, growth, each), len(more.history), scales)
+    return Footprint(MaximumOfLines(kept, growth, each), MaximumOfLines(peak, growth, each), len(more.history), scales)
 
 
 def outermost(lines: Iterable[Line]) -> Iterator[Line]:

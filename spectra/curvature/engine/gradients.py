@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spectra.curvature.engine.batches import own_batches
 from spectra.curvature.engine.differentiation import Apply, explained, gradient, twice_differentiable
-from spectra.curvature.engine.economy import with_small_logits
+from spectra.curvature.engine.memory_plan import with_small_logits
 from spectra.devices import device_of_vectors
 from spectra.problem.batch import Batch
 from spectra.problem.head import loss_of

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.utils import _pytree as pytree
 
-from spectra.curvature.engine.choices import Choices, fingerprint
+from spectra.curvature.engine.autotuning import Autotuner, fingerprint
 from spectra.curvature.engine.differentiation import Apply, switched
 from spectra.curvature.engine.layouts import choose_layout
 from spectra.defaults import IEEE
@@ -34,7 +34,7 @@ class Untraceable(RuntimeError):
     """The product cannot be written as one graph; the message says why."""
 
 
-class Hoisted:
+class HoistedProduct:
     """The traced product of any batch of one shape: `apply(residuals(batch), vector)`.
 
     It is traced on the first of a problem's batches of that shape, and checked on the last against `linearise` itself,
@@ -48,7 +48,7 @@ class Hoisted:
         linearise: Linearise,
         problem: Problem,
         batches: Sequence[Batch],
-        choices: Choices | None = None,
+        choices: Autotuner | None = None,
         precision: str = IEEE,
     ):
         # These import networkx, which takes a tenth of a second.

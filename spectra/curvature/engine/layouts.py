@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from spectra.curvature.engine.choices import Choices, fingerprint
+from spectra.curvature.engine.autotuning import Autotuner, fingerprint
 from spectra.problem.batch import Batch
 
 LAYOUTS = {"as given": False, "channels last": True}
@@ -33,7 +33,7 @@ class Product(Protocol):
         ...
 
 
-def choose_layout(product: Product, batch: Batch, vector: Tensor, choices: Choices, of: str) -> None:
+def choose_layout(product: Product, batch: Batch, vector: Tensor, choices: Autotuner, of: str) -> None:
     """Set the layout in which the product of a batch with a vector takes the least time.
 
     Args:
@@ -41,7 +41,7 @@ def choose_layout(product: Product, batch: Batch, vector: Tensor, choices: Choic
         batch: a batch of its shape.
         vector: a vector (n,).
         choices: where the decision is kept.
-        of: the fingerprint of the product, as in `Choices.choose`.
+        of: the fingerprint of the product, as in `Autotuner.choose`.
     """
     held: dict[str, list[Tensor]] = {}  # for one layout at a time
 

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectra.curvature.engine.zero_tensors import with_memory
-from spectra.memory import Ledger
+from spectra.memory import MemoryTracker
 
 
 class Meter(TorchDispatchMode):
@@ -26,7 +26,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, besides: Iterable[Tensor] = ()):
         super().__init__()
         self.history: list[int] = []
-        self._ledger = Ledger(besides)
+        self._ledger = MemoryTracker(besides)
 
     @property
     def bytes(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from spectra.curvature.engine.choices import fingerprint
+from spectra.curvature.engine.autotuning import fingerprint
 from spectra.curvature.engine.differentiation import switched
 from spectra.curvature.engine.execution import Execution, described
 from spectra.curvature.engine.graphs import duplicate, eliminate, find_value, first_input, value, without_repetition
@@ -41,19 +41,19 @@ class LowerPrecision(Execution):
             self.settings = [(cuda, "fp32_precision", "tf32"), (convolutions, "fp32_precision", "tf32")]
         super().__init__(second if precision == "tf32" else in_bfloat16(second))
 
-    def graph(self, width: int) -> Setting:
-        return Setting(super().graph(width), self.settings)
+    def graph(self, width: int) -> GraphWithSettings:
+        return GraphWithSettings(super().graph(width), self.settings)
 
-    def function(self, width: int) -> Setting:
+    def function(self, width: int) -> GraphWithSettings:
         found = super().function(width)
-        return found if isinstance(found, Setting) else Setting(found, self.settings)
+        return found if isinstance(found, GraphWithSettings) else GraphWithSettings(found, self.settings)
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.precision, *(part for node in self.second.graph.nodes for part in described(node)))
 
 
-class Setting:
+class GraphWithSettings:
     """A graph or its compiled form, which runs under settings of PyTorch, each (owner, name, value)."""
 
     def __init__(self, function: Any, settings: list[tuple[object, str, object]]):

@@ -15,15 +15,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from spectra.curvature.engine.autotuning import Autotuner, fingerprint
 from spectra.curvature.engine.batches import own_batches, resized
-from spectra.curvature.engine.choices import Choices, fingerprint
+from spectra.curvature.engine.block_widths import WORTH_MEASURING, BlockWidths
 from spectra.curvature.engine.compilation import Uncompilable, pays
 from spectra.curvature.engine.cuda_graphs import VECTORS, Retained, graphs_for
 from spectra.curvature.engine.differentiation import Apply
 from spectra.curvature.engine.execution import BatchProduct, Execution, in_use
 from spectra.curvature.engine.footprint import Footprint, elements, measured
-from spectra.curvature.engine.hoisting import Hoisted, Linearise, Untraceable, shape_of
-from spectra.curvature.engine.widths import WORTH_MEASURING, Widths
+from spectra.curvature.engine.hoisting import HoistedProduct, Linearise, Untraceable, shape_of
 from spectra.defaults import IEEE
 from spectra.errors import SpectraError
 from spectra.memory import products_share
@@ -79,7 +79,7 @@ class Products:
         memory: int | None,
         expected: int,
         resizable: bool,
-        choices: Choices,
+        choices: Autotuner,
         precision: str = IEEE,
         compile: bool | None = False,
         tell: Callable[[str], None] = lambda text: None,
@@ -105,7 +105,7 @@ class Products:
         self.compile, self.expected, self.tell = compile, expected, tell
         self.executions: list[Execution] = []  # one for each group of batches that is hoisted
         self.uncompilable: str | None = None  # why compilation failed
-        self.widths: list[Widths] = []  # of each group of batches that is hoisted
+        self.widths: list[BlockWidths] = []  # of each group of batches that is hoisted
         self.lower = False  # whether any product has a lower precision
         graph = self._graph_bytes(problem)
         self.routes = [by_double_backward(linearise, problem, batch, costs, graph) for batch in batches]
@@ -201,7 +201,7 @@ class Products:
 
     def _hoist(self, linearise: Linearise, problem: Problem, batches: list[Batch], group: list[int]) -> None:
         try:
-            hoisted = Hoisted(linearise, problem, batches, self.choices, self.precision)
+            hoisted = HoistedProduct(linearise, problem, batches, self.choices, self.precision)
         except Untraceable as error:
             self.untraceable = str(error)
             return
@@ -214,9 +214,9 @@ class Products:
             fingerprint(each.fingerprint, how, hoisted.channels_last, problem.processes.rank) for each in executions
         ]
 
-        def own_widths() -> list[Widths]:
+        def own_widths() -> list[BlockWidths]:
             return [
-                Widths(
+                BlockWidths(
                     each.transient_bytes, vector.nbytes, fingerprint(key, each.is_compiled), self.choices, problem.seed
                 )
                 for each, key in zip(executions, keys, strict=True)
@@ -270,7 +270,7 @@ def by_double_backward(linearise: Linearise, problem: Problem, batch: Batch, cos
     return Route(partial(linearise, problem, batch), costs.kept(size) + graph, costs.peak(size) + graph)
 
 
-def ready(hoisted: Hoisted, batch: Batch, widths: Sequence[Widths]) -> BatchProduct:
+def ready(hoisted: HoistedProduct, batch: Batch, widths: Sequence[BlockWidths]) -> BatchProduct:
     """The product of a batch by its traced graph; `widths` are for products in ieee, then in lower precision."""
     residuals, lower = hoisted.residuals(batch), None
     if hoisted.lower:

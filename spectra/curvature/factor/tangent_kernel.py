@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spectra.curvature.checks.derivative_check import DerivativeCheckResult, check_derivatives
-from spectra.curvature.checks.refusals import refuse_unfit
+from spectra.curvature.checks.model_checks import refuse_unfit
 from spectra.curvature.definition import Definition
 from spectra.curvature.engine.differentiation import explained, twice_differentiable
 from spectra.curvature.engine.footprint import footprint

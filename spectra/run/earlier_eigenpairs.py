@@ -16,7 +16,7 @@ from spectra.records.precondition import PreconditionRecord
 from spectra.records.record import load
 
 
-def source(named: Path | None, option: str, out: Path | None) -> Path | None:
+def earlier_arrays(named: Path | None, option: str, out: Path | None) -> Path | None:
     """The arrays of the earlier result; None if there is none. Raises SpectraError if a named one is missing."""
     if named:
         path, _ = load(named, ("eig",), f"`{option}`")
@@ -26,7 +26,7 @@ def source(named: Path | None, option: str, out: Path | None) -> Path | None:
     return None
 
 
-def of_another_matrix(arrays: Path, now: PreconditionRecord | None) -> str | None:
+def other_preconditioning(arrays: Path, now: PreconditionRecord | None) -> str | None:
     """How an earlier result's matrices are preconditioned, as text, if that differs from now; otherwise None."""
     try:
         _, record = load(arrays.with_suffix(".json"), ("eig",))
@@ -77,7 +77,7 @@ def are_pairs(values, vectors, residuals) -> bool:
     return shapes and all(array.dtype in ("float32", "float64") for array in (values, vectors, residuals))
 
 
-def end_of(arrays: Path) -> str | None:
+def earlier_which(arrays: Path) -> str | None:
     """The --which of an earlier `eig`; None if its record lacks it."""
     try:
         _, record = load(arrays.with_suffix(".json"), ("eig",))

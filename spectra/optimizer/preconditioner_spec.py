@@ -23,15 +23,15 @@ from torch.optim import Optimizer
 
 from spectra.errors import SpectraError
 from spectra.inputs.checkpoint_folder import sha256
-from spectra.inputs.given import GIVEN
+from spectra.inputs.code_origin import is_code, is_path, place_of
 from spectra.inputs.operators import builds
-from spectra.inputs.origin import is_code, is_path, place_of
-from spectra.inputs.spec import call, input_error, parse_spec, resolve, told_missing
-from spectra.optimizer.diagonals import SUFFIXES, of_arrays, of_operator, of_vector, read_diagonal
-from spectra.optimizer.entry import refusal
+from spectra.inputs.python_objects import GIVEN
+from spectra.inputs.spec import call, input_error, parse_spec, resolve, unreadable_reason
+from spectra.optimizer.diagonals import SUFFIXES, from_arrays, from_operator, from_vector, read_diagonal
 from spectra.optimizer.files import IN_A_FOLDER, OPTIONS, read_state
+from spectra.optimizer.parameter_state import refusal
 from spectra.optimizer.preconditioner import Preconditioner, preconditioner
-from spectra.optimizer.saved import is_optimizer_state
+from spectra.optimizer.state_dict import is_optimizer_state
 from spectra.quoting import quoted
 from spectra.records.precondition import PreconditionRecord
 
@@ -44,7 +44,7 @@ FORMS = (
 
 
 @dataclass(frozen=True)
-class Given:
+class PreconditionerSpec:
     """A preconditioner that is named in one of the forms above, or passed as an object.
 
     Attributes:
@@ -85,7 +85,7 @@ class Given:
                 raise input_error(OPTION, self.spec, text)
         elif not Path(name).exists():
             absent = f"no such file; give {IN_THE_CHECKPOINT} (in the checkpoint), a file or folder, or file.py:name"
-            raise input_error(OPTION, self.spec, told_missing(name, absent))
+            raise input_error(OPTION, self.spec, unreadable_reason(name, absent))
 
     def load(
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter]
@@ -95,7 +95,7 @@ class Given:
         with errors_about(self.spec):
             found, digest = self._named(model, parameters) if self.named else (self.value, None)
             if not isinstance(found, Preconditioner):
-                found = of_object(found, model, parameters)
+                found = from_object(found, model, parameters)
         return found, PreconditionRecord.of(self.spec, found, digest)
 
     def _named(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> tuple[Any, str | None]:
@@ -109,7 +109,7 @@ class Given:
             return value, sha256(Path(place)) if is_path(place) else None
         if name.endswith(SUFFIXES):
             arrays, digest = read_diagonal(Path(name))
-            return of_arrays(arrays, model, parameters), digest
+            return from_arrays(arrays, model, parameters), digest
         path = Path(self.checkpoint if name == IN_THE_CHECKPOINT and self.checkpoint is not None else name)
         try:
             state, digest = read_state(path, options.get("key"))
@@ -121,20 +121,20 @@ class Given:
         return preconditioner(state, model, parameters, name=options.get("name")), digest
 
 
-def of_object(value: Any, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Preconditioner:
+def from_object(value: Any, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Preconditioner:
     """The preconditioner that an object describes. Raises SpectraError if it is of another type."""
     optimizer = isinstance(value, Optimizer) or isinstance(getattr(value, "optimizer", None), Optimizer)
     if optimizer or is_optimizer_state(value):
         return preconditioner(value, model, parameters)
     if isinstance(value, Mapping):
-        return of_arrays(value, model, parameters)
+        return from_arrays(value, model, parameters)
     function = callable(value) and not isinstance(value, nn.Module)
     if isinstance(value, str) or not (hasattr(value, "shape") or function or isinstance(value, tuple)):
         raise refusal(f"expected {FORMS}, got {type(value).__name__}")
     size = sum(p.numel() for p in parameters.values())
     if getattr(value, "ndim", None) == 1:
-        return of_vector(value, size)
-    return of_operator(value, size)
+        return from_vector(value, size)
+    return from_operator(value, size)
 
 
 @contextmanager

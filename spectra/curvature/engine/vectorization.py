@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from spectra.curvature.engine.convolved import convolution, convolution_backward
 from spectra.curvature.engine.graphs import (
     bare,
     constant,
@@ -31,13 +30,14 @@ from spectra.curvature.engine.graphs import (
 )
 from spectra.curvature.engine.recorder import record
 from spectra.curvature.engine.rewrites import is_call, merged_sums, sums_of_products
+from spectra.curvature.engine.vectorized_convolutions import convolution, convolution_backward
 
 aten = torch.ops.aten
 
 
-def together(module: GraphModule, width: int) -> GraphModule:
+def vectorized(module: GraphModule, width: int) -> GraphModule:
     """The graph for `width` vectors, the rows of its last argument. Raises RuntimeError where it cannot be written."""
-    found = Rewriting(module, width).graph()
+    found = Vectorizer(module, width).graph()
     merged_reshapes(found)
     merged_sums(found)
     eliminate(found)
@@ -47,7 +47,7 @@ def together(module: GraphModule, width: int) -> GraphModule:
     return GraphModule(module, found)
 
 
-class Rewriting:
+class Vectorizer:
     """The graph for k vectors, written node by node.
 
     `rows` maps each node of the graph for one vector to the new node of its k values, and `shared` to the new node of
@@ -240,7 +240,7 @@ def is_transposed(node: Node) -> bool:
 # Rules, each a function of the rewriting and a node; None leaves the node to vmap.
 
 
-def pointwise(to: Rewriting, node: Any) -> Node | None:
+def pointwise(to: Vectorizer, node: Any) -> Node | None:
     """An elementwise operation, which broadcasts by itself."""
     rank = rank_of(node)
 
@@ -253,16 +253,16 @@ def pointwise(to: Rewriting, node: Any) -> Node | None:
     return to.call(node.target, *map(argument, node.args), **kwargs)
 
 
-def same(to: Rewriting, node: Any) -> Node:
+def same(to: Vectorizer, node: Any) -> Node:
     """An operation that only changes the memory layout."""
     return to.rows[node.args[0]]
 
 
-def reshape(to: Rewriting, node: Any) -> Node:
+def reshape(to: Vectorizer, node: Any) -> Node:
     return to.call(aten.reshape.default, to.rows[node.args[0]], [to.width, *shape_of(node)])
 
 
-def transposed(to: Rewriting, node: Any) -> Node:
+def transposed(to: Vectorizer, node: Any) -> Node:
     x = node.args[0]
     if node.target is aten.t.default:
         return to.call(aten.transpose.int, to.rows[x], 1, 2) if rank_of(x) == 2 else to.rows[x]
@@ -270,16 +270,16 @@ def transposed(to: Rewriting, node: Any) -> Node:
     return to.call(aten.transpose.int, to.rows[x], *dims)
 
 
-def permute(to: Rewriting, node: Any) -> Node:
+def permute(to: Vectorizer, node: Any) -> Node:
     x, dims = node.args
     return to.call(aten.permute.default, to.rows[x], [0, *(shifted(dim, rank_of(x)) for dim in dims)])
 
 
-def expand(to: Rewriting, node: Any) -> Node:
+def expand(to: Vectorizer, node: Any) -> Node:
     return to.call(aten.expand.default, to.aligned(node.args[0], rank_of(node)), [to.width, *shape_of(node)])
 
 
-def along(to: Rewriting, node: Any) -> Node | None:
+def along(to: Vectorizer, node: Any) -> Node | None:
     """An operation along a dimension, its second argument (the first where none is given), of one tensor."""
     x, dim, *rest = node.args if len(node.args) > 1 else (*node.args, 0)
     if not to.is_batched(x) or any(to.is_batched(y) for y in rest) or not isinstance(dim, int):
@@ -287,16 +287,16 @@ def along(to: Rewriting, node: Any) -> Node | None:
     return to.call(node.target, to.rows[x], shifted(dim, rank_of(x)), *map(to.one, rest), **node.kwargs)
 
 
-def converted(to: Rewriting, node: Any) -> Node:
+def converted(to: Vectorizer, node: Any) -> Node:
     return to.call(node.target, to.rows[node.args[0]], **{key: x for key, x in node.kwargs.items() if key == "dtype"})
 
 
-def unsqueeze(to: Rewriting, node: Any) -> Node:
+def unsqueeze(to: Vectorizer, node: Any) -> Node:
     x, dim = node.args
     return to.call(node.target, to.rows[x], shifted(dim, rank_of(x) + 1))
 
 
-def reduced(to: Rewriting, node: Any) -> Node:
+def reduced(to: Vectorizer, node: Any) -> Node:
     """A sum or the like over some dimensions, or over all."""
     x, dims, *rest = node.args if len(node.args) > 1 else (*node.args, None)
     dims = range(rank_of(x)) if dims is None or dims == [] else dims
@@ -306,7 +306,7 @@ def reduced(to: Rewriting, node: Any) -> Node:
     return to.call(target, to.rows[x], [shifted(dim, rank_of(x)) for dim in dims], *rest, **node.kwargs)
 
 
-def joined(to: Rewriting, node: Any) -> Node | None:
+def joined(to: Vectorizer, node: Any) -> Node | None:
     """A concatenation or a stack."""
     tensors, dim = node.args if len(node.args) == 2 else (node.args[0], 0)
     if node.target is aten.cat.default and len({rank_of(x) for x in tensors}) > 1:
@@ -314,18 +314,18 @@ def joined(to: Rewriting, node: Any) -> Node | None:
     return to.call(node.target, [to.batched(x) for x in tensors], shifted(dim, rank_of(node)))
 
 
-def zeros(to: Rewriting, node: Any) -> Shared:
+def zeros(to: Vectorizer, node: Any) -> Shared:
     """A new tensor that takes only the type of its argument."""
     kwargs = {key: x for key, x in node.kwargs.items() if key != "memory_format"}
     return Shared(to.call(NEW[node.target], to.of(node.args[0]), shape_of(node), **kwargs))
 
 
-def mm(to: Rewriting, node: Any) -> Node:
+def mm(to: Vectorizer, node: Any) -> Node:
     a, b = node.args
     return product(to, a, b)
 
 
-def product(to: Rewriting, a: Any, b: Any) -> Node:
+def product(to: Vectorizer, a: Any, b: Any) -> Node:
     """k products of matrices."""
     if to.is_batched(a) and not to.is_batched(b) and not is_transposed(to.rows[a]):
         rows, inner = shape_of(a)
@@ -335,7 +335,7 @@ def product(to: Rewriting, a: Any, b: Any) -> Node:
     return to.call(aten.bmm.default, to.batched(a), to.batched(b))
 
 
-def addmm(to: Rewriting, node: Any) -> Node | None:
+def addmm(to: Vectorizer, node: Any) -> Node | None:
     c, a, b = node.args
     if node.kwargs:
         return None
@@ -351,11 +351,11 @@ def addmm(to: Rewriting, node: Any) -> Node | None:
     return to.call(aten.add.Tensor, c, product(to, a, b))
 
 
-def bmm(to: Rewriting, node: Any) -> Node:
+def bmm(to: Vectorizer, node: Any) -> Node:
     return many_products(to, *node.args)
 
 
-def many_products(to: Rewriting, a: Any, b: Any) -> Node:
+def many_products(to: Vectorizer, a: Any, b: Any) -> Node:
     """k batches of products of matrices.
 
     They become one batch, for which a shared operand is copied k times. Where that copy is larger than everything else,
@@ -379,7 +379,7 @@ def many_products(to: Rewriting, a: Any, b: Any) -> Node:
     return to.call(aten.reshape.default, found, [to.width, many, rows, numbers])
 
 
-def baddbmm(to: Rewriting, node: Any) -> Node | None:
+def baddbmm(to: Vectorizer, node: Any) -> Node | None:
     c, a, b = node.args
     if node.kwargs or not (to.is_batched(a) or to.is_batched(b)):
         return None
@@ -387,21 +387,21 @@ def baddbmm(to: Rewriting, node: Any) -> Node | None:
     return to.call(aten.add.Tensor, c, many_products(to, a, b))
 
 
-def mv(to: Rewriting, node: Any) -> Node | None:
+def mv(to: Vectorizer, node: Any) -> Node | None:
     matrix, vector = node.args
     if to.is_batched(matrix):
         return None
     return to.call(aten.mm.default, to.rows[vector], to.call(aten.t.default, to.one(matrix)))
 
 
-def gather(to: Rewriting, node: Any) -> Node | None:
+def gather(to: Vectorizer, node: Any) -> Node | None:
     x, dim, index = node.args[:3]
     if to.is_batched(index) or rank_of(x) != rank_of(index):
         return None
     return to.call(node.target, to.rows[x], shifted(dim, rank_of(x)), to.batched(index))
 
 
-def scatter(to: Rewriting, node: Any) -> Node | None:
+def scatter(to: Vectorizer, node: Any) -> Node | None:
     x, dim, index, source = node.args
     if to.is_batched(index) or not isinstance(source, Node) or not rank_of(x) or node.kwargs:
         return None
@@ -409,7 +409,7 @@ def scatter(to: Rewriting, node: Any) -> Node | None:
     return to.call(node.target, to.batched(x), shifted(dim, rank_of(x)), places, to.batched(source))
 
 
-def embedded(to: Rewriting, node: Any) -> Node | None:
+def embedded(to: Vectorizer, node: Any) -> Node | None:
     """The derivative of an embedding by its weight: k of them are one with rows k times as long."""
     slope, indices, *rest = node.args
     if to.is_batched(indices) or rest[2:] != [False] or len(rest) != 3:
@@ -422,13 +422,13 @@ def embedded(to: Rewriting, node: Any) -> Node | None:
     return to.call(aten.transpose.int, found, 0, 1)
 
 
-def placed_back(to: Rewriting, node: Any) -> Node:
+def placed_back(to: Vectorizer, node: Any) -> Node:
     """The derivative of a slice or of one of the slices along a dimension."""
     x, sizes, dim, *rest = node.args
     return to.call(node.target, to.rows[x], [to.width, *sizes], shifted(dim, len(sizes)), *rest)
 
 
-def softmax_slope(to: Rewriting, node: Any) -> Node | None:
+def softmax_slope(to: Vectorizer, node: Any) -> Node | None:
     """y g - y sum(y g), where y need not be copied k times as for PyTorch's kernel."""
     slope, y, dim, dtype = node.args
     if to.is_batched(y) or dtype != slope.meta["val"].dtype or node.kwargs or not rank_of(y):
@@ -438,7 +438,7 @@ def softmax_slope(to: Rewriting, node: Any) -> Node | None:
     return to.call(aten.addcmul.default, terms, to.one(y), total, value=-1)
 
 
-def layer_norm_slope(to: Rewriting, node: Any) -> tuple | None:
+def layer_norm_slope(to: Vectorizer, node: Any) -> tuple | None:
     """The derivatives of a layer normalisation, for k slopes at one point."""
     slope, x, shape, mean, scale, weight, _, mask = node.args
     if any(map(to.is_batched, (x, mean, scale, weight))):
@@ -466,7 +466,7 @@ def layer_norm_slope(to: Rewriting, node: Any) -> tuple | None:
     return by_input, by_weight, by_bias
 
 
-def batch_norm_slope(to: Rewriting, node: Any) -> tuple | None:
+def batch_norm_slope(to: Vectorizer, node: Any) -> tuple | None:
     """The derivatives of a batch normalisation by fixed statistics, for k slopes at one point."""
     slope, x, weight, mean, variance, _, _, train, eps, mask = node.args
     if train or any(map(to.is_batched, (x, weight, mean, variance))):
@@ -487,7 +487,7 @@ def batch_norm_slope(to: Rewriting, node: Any) -> tuple | None:
     return by_input, by_weight, by_bias
 
 
-def padded(to: Rewriting, node: Any) -> Node:
+def padded(to: Vectorizer, node: Any) -> Node:
     x, sizes, *rest = node.args
     return to.call(node.target, to.rows[x], sizes, *rest)
 
@@ -503,7 +503,7 @@ def merged_reshapes(graph: Graph) -> None:
             substitute(node, x)
 
 
-RULES: dict[Any, Callable[[Rewriting, Node], Any]] = {
+RULES: dict[Any, Callable[[Vectorizer, Node], Any]] = {
     aten.clone.default: same,
     aten.contiguous.default: same,
     aten.reshape.default: reshape,

@@ -1,4 +1,4 @@
-"""Rules of `columns` for convolutions of k vectors at once.
+"""Rules of `vectorization` for convolutions of k vectors at once.
 
 Convolutions of k images with one weight are one convolution with a batch k times as large; those of one image with k
 weights are one with k times as many channels.

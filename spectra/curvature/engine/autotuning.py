@@ -31,7 +31,7 @@ KIND = "choices"  # the kind of entries in the cache on disk
 _decided: dict[str, str] = {}  # by this process
 
 
-class Choices:
+class Autotuner:
     """The timed decisions of one matrix, by name in `made`. A decision that is there already is not measured again.
 
     Args:

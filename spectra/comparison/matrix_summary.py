@@ -1,4 +1,4 @@
-"""The portrait of one compared matrix: leading eigenpairs, spectral measure, norm, trace and cost."""
+"""The summary of one compared matrix: leading eigenpairs, spectral measure, norm, trace and cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectra.comparison.agreement import Leading
+from spectra.comparison.agreement import LeadingEigenpairs
 from spectra.comparison.frobenius import as_array
 from spectra.krylov.deflation import CONVERGED
 from spectra.krylov.eigenpairs import eigenpairs
@@ -24,7 +24,7 @@ from spectra.vectors import all_finite, map_shards, on_device, orthonormal, take
 
 
 @dataclass
-class Portrait:
+class MatrixSummary:
     """The results for one matrix alone, and their cost."""
 
     operator: Counting
@@ -47,33 +47,33 @@ class Portrait:
 
 
 @contextmanager
-def timed(portraits: Iterable[Portrait]) -> Iterator[None]:
+def timed(summaries: Iterable[MatrixSummary]) -> Iterator[None]:
     """A context that divides its duration equally among these matrices."""
-    start, portraits = time.perf_counter(), list(portraits)
+    start, summaries = time.perf_counter(), list(summaries)
     yield
-    for portrait in portraits:
-        portrait.seconds += (time.perf_counter() - start) / len(portraits)
+    for summary in summaries:
+        summary.seconds += (time.perf_counter() - start) / len(summaries)
 
 
-def portray(operator: SymmetricOperator, k: int, **search) -> Portrait:
+def summarise_matrix(operator: SymmetricOperator, k: int, **search) -> MatrixSummary:
     """Find the first k eigenpairs by |value|; `search` is passed to `eigenpairs`."""
     start, counted = time.perf_counter(), Counting(operator)
     pairs = eigenpairs(counted, k, **search)
     pairs = replace(pairs, vectors=on_device(pairs.vectors, operator.device))  # with those of the other matrices
-    return Portrait(counted, pairs, seconds=time.perf_counter() - start)
+    return MatrixSummary(counted, pairs, seconds=time.perf_counter() - start)
 
 
 def find_measure(
-    portrait: Portrait, probes: int, steps: int, limit: float, generator: torch.Generator, progress: Progress | None
+    summary: MatrixSummary, probes: int, steps: int, limit: float, generator: torch.Generator, progress: Progress | None
 ) -> None:
     """Find the spectral measure, with the converged eigenpairs projected out, if the budget has room for it."""
-    room, pairs = limit - portrait.products, portrait.eigenpairs
+    room, pairs = limit - summary.products, summary.eigenpairs
     if room < 1:
         return
     good = pairs.residuals <= CONVERGED * pairs.values.abs()
     known = replace(pairs, values=pairs.values[good], vectors=take_rows(pairs.vectors, good)) if good.any() else None
-    portrait.measure = spectral_measure(
-        portrait.operator,
+    summary.measure = spectral_measure(
+        summary.operator,
         probes=probes,
         steps=steps,
         known=known,
@@ -83,16 +83,16 @@ def find_measure(
     )
 
 
-def common_basis(portraits: Mapping[str, Portrait]) -> tuple[Tensor, dict[str, Leading]]:
+def common_basis(summaries: Mapping[str, MatrixSummary]) -> tuple[Tensor, dict[str, LeadingEigenpairs]]:
     """An orthonormal basis U (r, n) of the eigenvectors of all matrices, and those of each matrix in its coordinates.
 
     A matrix with products that are not finite has none.
     """
-    found = {name: p.eigenpairs for name, p in portraits.items() if all_finite(p.eigenpairs.vectors)}
+    found = {name: p.eigenpairs for name, p in summaries.items() if all_finite(p.eigenpairs.vectors)}
     rows = torch.cat([pairs.vectors for pairs in found.values()]) if found else None
     if rows is None or not len(rows):
-        none = Leading(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
-        return empty_rows(next(iter(portraits.values())).operator, 0), dict.fromkeys(portraits, none)
+        none = LeadingEigenpairs(np.zeros(0), np.zeros(0), np.zeros((0, 0)))
+        return empty_rows(next(iter(summaries.values())).operator, 0), dict.fromkeys(summaries, none)
     basis, triangle = orthonormal(rows)
     # Directions that equal matrices share occur twice; their difference is rounding and must not enter the basis.
     left, sizes, right = torch.linalg.svd(triangle.T, full_matrices=False)
@@ -100,8 +100,8 @@ def common_basis(portraits: Mapping[str, Portrait]) -> tuple[Tensor, dict[str, L
     basis = map_shards(right[kept].matmul, basis)
     parts = as_array((left * sizes)[:, kept]), np.cumsum([len(pairs.values) for pairs in found.values()])[:-1]
     coordinates = dict(zip(found, np.split(*parts), strict=True))
-    none = Leading(np.zeros(0), np.zeros(0), np.zeros((0, len(basis))))
-    leading = dict.fromkeys(portraits, none)
+    none = LeadingEigenpairs(np.zeros(0), np.zeros(0), np.zeros((0, len(basis))))
+    leading = dict.fromkeys(summaries, none)
     for name, pairs in found.items():
-        leading[name] = Leading(pairs.values.numpy(), pairs.residuals.numpy(), coordinates[name])
+        leading[name] = LeadingEigenpairs(pairs.values.numpy(), pairs.residuals.numpy(), coordinates[name])
     return basis.contiguous(), leading

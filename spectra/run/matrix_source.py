@@ -50,12 +50,12 @@ class Matrix(SymmetricOperator, Protocol):
         ...
 
 
-class Subject(Protocol):
+class MatrixSource(Protocol):
     """The interface of the subject of a run."""
 
     names: tuple[str, ...]  # of its matrices, once loaded
-    about: ProblemRecord  # once loaded
-    told: tuple[str, ...]  # notes for the user before the work, once loaded
+    record: ProblemRecord  # once loaded
+    initial_notes: tuple[str, ...]  # notes for the user before the work, once loaded
     computes: str  # what computes products, as text
 
     def device(self) -> torch.device:
@@ -70,7 +70,7 @@ class Subject(Protocol):
         """The processes that share the work, after all have joined."""
         ...
 
-    def undisturbed(self) -> AbstractContextManager[Any]:
+    def preserved(self) -> AbstractContextManager[Any]:
         """A context that restores the caller's model on leaving."""
         ...
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from spectra.curvature.engine.economy import with_small_logits
+from spectra.curvature.engine.memory_plan import with_small_logits
 from spectra.curvature.engine.used_parameters import output_depends_on_parameters
 from spectra.errors import SpectraError
 from spectra.problem.batch_loss import BatchLoss
 from spectra.problem.head import rows_by_parts
-from spectra.problem.model_checks import fewest, refuse_chance, refuse_shared_outputs
+from spectra.problem.model_checks import fewest, refuse_random_output, refuse_shared_outputs
 from spectra.problem.problem import Problem
 from spectra.quoting import foreign
 
@@ -23,7 +23,7 @@ def refuse_unfit(problem: Problem) -> None:
         return
     if problem.batches:
         refuse_misfit(problem)
-        refuse_chance(problem)
+        refuse_random_output(problem)
         if not isinstance(problem.loss, BatchLoss):  # its values may mix examples
             refuse_shared_outputs(problem)
     if problem.weight and not output_depends_on_parameters(problem):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spectra.problem.hooks import without_gradient_hooks
-from spectra.problem.side_effects import CONTAINERS, changed, generators_restored, put_back
+from spectra.problem.side_effects import CONTAINERS, generators_restored, has_changed, put_back
 from spectra.vectors import without_autocast
 
 TABLES = ("_parameters", "_buffers", "_modules")
@@ -18,7 +18,7 @@ LARGEST = 1 << 24  # entries of a tensor attribute that is restored: a metric, b
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def temporary_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode, with autograd on, and without autocast and gradient hooks, inside this context.
 
     Restored on leaving: the states of generators, each module's mode, hooks, parts, attributes (with the entries of
@@ -32,13 +32,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(without_autocast())
         stack.enter_context(generators_restored())
         for module in list(model.modules()):
-            stack.enter_context(module_as_it_was(module))
+            stack.enter_context(module_restored(module))
         stack.enter_context(without_gradient_hooks(model))
         yield
 
 
 @contextmanager
-def module_as_it_was(module: nn.Module) -> Iterator[None]:
+def module_restored(module: nn.Module) -> Iterator[None]:
     """Put one module, without those in it, in eval mode and without gradients; on leaving, restore its mode, gradients,
     attributes and buffers.
     """
@@ -59,7 +59,7 @@ def module_as_it_was(module: nn.Module) -> Iterator[None]:
             table.clear()
             table.update(before)
         for container, before in containers:
-            if changed(container, before):
+            if has_changed(container, before):
                 put_back(container, before)
         for parameter, before in gradients:
             parameter.grad = before

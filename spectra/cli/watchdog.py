@@ -27,7 +27,7 @@ ALIKE = 6.0  # for ranks that are not connected yet to fail for the same reason,
 End = Callable[[str, bool, int], None]  # of the message, whether a rank is missing, and the exit status
 
 
-class Sentinel(threading.Thread):
+class Watchdog(threading.Thread):
     """A thread that calls `end` once, or never."""
 
     def __init__(self, end: End):

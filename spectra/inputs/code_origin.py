@@ -42,7 +42,7 @@ def names_file(name: str) -> bool:
     return not (":" in name or name.endswith(".py") or name in MODELS)
 
 
-def is_strange(spec: str, option: str = "") -> bool:
+def is_third_party(spec: str, option: str = "") -> bool:
     """Whether a name stands for code that belongs neither to spectra nor to a known package."""
     if any(is_added(one, spec) for one in RUN):
         return True
@@ -91,7 +91,7 @@ def _is_network(package: str, place: str, attribute: str, query: str) -> bool:
     return attribute in getattr(importlib.import_module(module), names)()
 
 
-def lies_beside(spec: str, folder: Path, start: Path, option: str = "") -> bool:
+def is_inside_folder(spec: str, folder: Path, start: Path, option: str = "") -> bool:
     """Whether a name in a file of `folder` stands for a file in or below that folder, or for an installed package.
 
     Args:
@@ -123,7 +123,7 @@ def is_standard(spec: str) -> bool:
     return file.is_relative_to(library) and "site-packages" not in file.relative_to(library).parts
 
 
-def made_standard(found: Any) -> bool:
+def is_standard_object(found: Any) -> bool:
     """Whether a function, class or module belongs to the standard library, even if another module has imported it.
 
     A method belongs to it if its class does.
@@ -137,7 +137,7 @@ def made_standard(found: Any) -> bool:
     owner = getattr(found, "__objclass__", None) or getattr(found, "__self__", None)  # of methods written in C
     if getattr(found, "__module__", None) is None and owner is not None:
         found = owner if inspect.isclass(owner) or inspect.ismodule(owner) else type(owner)
-        return made_standard(found)
+        return is_standard_object(found)
     return str(getattr(found, "__module__", None)).partition(".")[0] in STANDARD
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spectra.curvature.engine.choices import MARGIN, Choices
+from spectra.curvature.engine.autotuning import MARGIN, Autotuner
 from spectra.errors import describe
 from spectra.random_numbers import draw_keys, normal_rows
 
@@ -28,7 +28,7 @@ SMALL = 2**21  # bytes of intermediate values beyond which columns together are 
 Run = Callable[[Tensor], Tensor]
 
 
-class Widths:
+class BlockWidths:
     """The choice of how many columns are multiplied together in products of batches of one shape.
 
     `used` are the numbers used so far, also by the run that is resumed.
@@ -43,7 +43,7 @@ class Widths:
     """
 
     def __init__(
-        self, bytes_of: Callable[[int], int], vector_bytes: int, fingerprint: str, choices: Choices, seed: int = 0
+        self, bytes_of: Callable[[int], int], vector_bytes: int, fingerprint: str, choices: Autotuner, seed: int = 0
     ):
         self.room = 0  # bytes that products may take besides what is kept; 0: columns are multiplied one by one
         self.held = 0  # vectors that CUDA graphs hold between products for each column

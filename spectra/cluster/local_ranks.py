@@ -16,18 +16,18 @@ PROCESSES = Path("/proc")
 JOB = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
 
 
-class Process(NamedTuple):
+class RankProcess(NamedTuple):
     """A process, identified by its start time too, since its number may be reused."""
 
     pid: int
     started: int  # in clock ticks since the machine started
 
 
-class Siblings:
+class LocalRanks:
     """The processes of other ranks on this machine, by rank, that `look` has found so far."""
 
     def __init__(self):
-        self.found: dict[int, set[Process]] = {}
+        self.found: dict[int, set[RankProcess]] = {}
         self._own = os.getpid()
 
     def look(self) -> None:
@@ -42,11 +42,11 @@ class Siblings:
                 if pid != self._own and all(environment.get(name) == value for name, value in wanted.items()):
                     number = int(environment.get("RANK", ""))
                     if number != int(os.environ["RANK"]) and (started := start_of(pid)) is not None:
-                        self.found.setdefault(number, set()).add(Process(pid, started))
+                        self.found.setdefault(number, set()).add(RankProcess(pid, started))
 
     def living(self) -> set[int]:
         """The ranks found that have a running process."""
-        return {number for number, processes in self.found.items() if any(map(lives, processes))}
+        return {number for number, processes in self.found.items() if any(map(is_alive, processes))}
 
     def gone(self) -> set[int]:
         """The ranks found that have no running process any more."""
@@ -59,7 +59,7 @@ class Siblings:
         return set(range(first, first + count)) - {own} - self.found.keys() if PROCESSES.exists() else set()
 
 
-def lives(process: Process) -> bool:
+def is_alive(process: RankProcess) -> bool:
     """Whether the process still runs."""
     return start_of(process.pid) == process.started
 

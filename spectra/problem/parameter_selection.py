@@ -12,7 +12,7 @@ from spectra.problem.parameter_checks import refuse_unsuitable_parameters
 from spectra.quoting import foreign, quoted
 
 
-def choose_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+def select_parameters(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """The parameters by name that require gradients and match a glob pattern, with tied parameters once.
 
     Raises SpectraError if there are none, or if a pattern matches nothing.

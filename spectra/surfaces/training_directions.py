@@ -12,13 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spectra.errors import SpectraError
-from spectra.memory import memory_share
-from spectra.optimizer.files import optimizer_in
-from spectra.problem.problem import Problem
-from spectra.quoting import quoted
-from spectra.records.directions import OTHER, PATH
-from spectra.steps.directions import (
+from spectra.directions.other_checkpoint import OtherCheckpoint, read_other_checkpoint
+from spectra.directions.training import (
     CHECKPOINT,
     GRADIENT,
     UPDATE,
@@ -26,8 +21,13 @@ from spectra.steps.directions import (
     momentum_direction,
     update_direction,
 )
+from spectra.errors import SpectraError
+from spectra.memory import memory_share
+from spectra.optimizer.files import find_optimizer
+from spectra.problem.problem import Problem
+from spectra.quoting import quoted
+from spectra.records.directions import OTHER, PATH
 from spectra.surfaces.directions import COMPONENT, TRAINED, Direction, components
-from spectra.surfaces.other_checkpoint import OtherCheckpoint, read_other_checkpoint
 from spectra.surfaces.plane import Trajectory
 from spectra.surfaces.trajectory import nearest_plane
 from spectra.sweeps.checkpoints import training_steps
@@ -39,7 +39,7 @@ FEWEST = 2  # checkpoints of a trajectory, at least
 
 
 @dataclass(frozen=True)
-class Given:
+class TrainingDirections:
     """Directions of training by name, the trajectories of those that are components, and notes for the reader."""
 
     directions: dict[str, Direction] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class DirectionMaker:
+class TrainingDirectionMaker:
     """A function from names to directions of training, for a problem at a checkpoint.
 
     Attributes:
@@ -69,16 +69,16 @@ class DirectionMaker:
     watch: Callable[[], None] = lambda: None
     model: nn.Module | None = None
 
-    def __call__(self, names: Iterable[str]) -> Given:
+    def __call__(self, names: Iterable[str]) -> TrainingDirections:
         """Make the directions of training among these names, as typed by the user. Raises SpectraError."""
-        given, names = Given(), list(dict.fromkeys(names))
+        given, names = TrainingDirections(), list(dict.fromkeys(names))
         globs = [name for name in names if name.startswith(PATH)]
         for name in names:
             if name in TRAINED:
-                given.directions[name] = self.trained(name)
+                given.directions[name] = self.optimizer_direction(name)
             elif name.startswith(OTHER):
                 self.watch()
-                given.directions[name], notes = self.way(name.removeprefix(OTHER))
+                given.directions[name], notes = self.checkpoint_direction(name.removeprefix(OTHER))
                 given.notes.extend(notes)
             elif name.startswith(PATH):
                 both = components(globs, name)
@@ -88,11 +88,11 @@ class DirectionMaker:
                 given.notes.extend(notes)
         return given
 
-    def trained(self, name: str) -> Direction:
+    def optimizer_direction(self, name: str) -> Direction:
         """The direction of the gradient, the optimizer's next step, or its momentum."""
         if name == GRADIENT:
             return Direction(name, name, "computed", gradient_direction(self.gradient).vector)
-        held = optimizer_in(self.optimizer, self.checkpoint)
+        held = find_optimizer(self.optimizer, self.checkpoint)
         if held is None:
             text = f"{name} needs the optimizer's state; name its file, or a `checkpoint` that holds it"
             raise SpectraError(f"`optimizer`: {text}")
@@ -103,13 +103,13 @@ class DirectionMaker:
             found = momentum_direction(self.problem, *how)
         return Direction(name, name, held.source, found.vector)
 
-    def read(self, path: str, option: str) -> OtherCheckpoint:
+    def read_checkpoint(self, path: str, option: str) -> OtherCheckpoint:
         """Read another checkpoint; error messages begin with `option`."""
         return read_other_checkpoint(self.problem, path, self.key, option)
 
-    def way(self, path: str) -> tuple[Direction, list[str]]:
+    def checkpoint_direction(self, path: str) -> tuple[Direction, list[str]]:
         """The direction to another checkpoint, with notes on tensors that stay unchanged. Raises SpectraError."""
-        there = self.read(path, f"`along` {OTHER}")
+        there = self.read_checkpoint(path, f"`along` {OTHER}")
         step = there.step(self.problem)
         if not norm(step):
             raise SpectraError(
@@ -168,10 +168,10 @@ class DirectionMaker:
 
     def other(self, paths: Sequence[str], i: int) -> OtherCheckpoint:
         """The checkpoint of this place in a trajectory."""
-        return self.read(paths[i], f"`along` {PATH}: ")
+        return self.read_checkpoint(paths[i], f"`along` {PATH}: ")
 
 
-def is_given(name: str) -> bool:
+def is_training_direction(name: str) -> bool:
     """Whether a name, as typed by the user, is that of a direction of training."""
     return name in TRAINED or name.startswith((OTHER, PATH))
 

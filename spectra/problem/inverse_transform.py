@@ -22,7 +22,7 @@ NEGLIGIBLE = 2.0**-60  # a probability beyond the mean after which the rest is r
 MOST = 100_000  # counts that are tried one after another
 
 
-def drawn(density: ds.Distribution, uniform: Callable[[int], Tensor], dtype: torch.dtype) -> Tensor:
+def inverse_transform(density: ds.Distribution, uniform: Callable[[int], Tensor], dtype: torch.dtype) -> Tensor:
     """Draw from a distribution whose first dimension counts the examples, given `uniform(j)`: (b,) in (0, 1).
 
     Raises SpectraError if there is no inverse for its family, or no entry for each example.

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from spectra.curvature.engine.used_parameters import unused_parameters
 from spectra.devices import device_of_vectors, in_float64
+from spectra.directions.other_checkpoint import read_other_checkpoint
 from spectra.errors import SpectraError
 from spectra.optimizer.preconditioner import refuse_second_decay
 from spectra.optimizer.update import momentum, next_update
 from spectra.problem.problem import Problem
 from spectra.quoting import foreign, quoted
-from spectra.surfaces.other_checkpoint import read_other_checkpoint
 from spectra.vectors import norm
 from spectra.wording import counted, outline
 

@@ -51,7 +51,7 @@ class InputProblem(Problem):
         return self.leaves[0][0].numel()
 
 
-class WithInputs(nn.Module):
+class ModelOfInputs(nn.Module):
     """A model that holds its inputs x (N, ...) as a parameter, and is called with indices of examples in place of x."""
 
     def __init__(self, model: nn.Module, inputs: Tensor, place: Any):
@@ -72,13 +72,13 @@ class WithInputs(nn.Module):
         return with_entry(inputs, self.place, self.inputs.index_select(0, entry(inputs, self.place)))
 
 
-def by_inputs(problem: Problem, name: str | None = None) -> InputProblem:
+def with_respect_to_inputs(problem: Problem, name: str | None = None) -> InputProblem:
     """Convert a problem to one that differentiates with respect to its inputs; `name` selects one of several inputs.
 
-    Raises SpectraError as `inputs_apart` does, and for weight decay, which acts on parameters.
+    Raises SpectraError as `separate_inputs` does, and for weight decay, which acts on parameters.
     """
     refuse_wrt(INPUTS, (), problem.weight_decay)
-    model, loss, batches = inputs_apart(problem.model, problem.loss, problem.batches, name)
+    model, loss, batches = separate_inputs(problem.model, problem.loss, problem.batches, name)
     return InputProblem(
         model,
         loss,
@@ -113,9 +113,9 @@ def refuse_wrt(wrt: str, params: Sequence[str], weight_decay: float) -> None:
         )
 
 
-def inputs_apart(
+def separate_inputs(
     model: nn.Module, loss: Loss, batches: Sequence[Batch], name: str | None = None
-) -> tuple[WithInputs, Loss, list[Batch]]:
+) -> tuple[ModelOfInputs, Loss, list[Batch]]:
     """The model that holds its inputs as a parameter, its loss, and batches of the indices of examples.
 
     Args:
@@ -142,10 +142,10 @@ def inputs_apart(
     ]
     if isinstance(loss, BatchLoss):
         loss = replace(loss, function=partial(called_inside, loss.function))
-    return WithInputs(model, torch.cat(parts).detach(), place), loss, numbered
+    return ModelOfInputs(model, torch.cat(parts).detach(), place), loss, numbered
 
 
-def called_inside(function: Any, model: WithInputs, batch: Any) -> Any:
+def called_inside(function: Any, model: ModelOfInputs, batch: Any) -> Any:
     """Call a loss of (model, batch) with the wrapped model and the batch with its inputs."""
     return function(model.model, model.restored(batch))
 

@@ -32,7 +32,7 @@ LARGE = 2**28  # the largest bytes of a chunk's copies on a CPU, where larger te
 
 
 @dataclass(frozen=True)
-class Economy:
+class MemoryPlan:
     """A problem in a form whose products fit memory, and the memory that they take."""
 
     problem: Problem
@@ -50,7 +50,7 @@ class Economy:
         return "; ".join(found)
 
 
-def economical(linearise: Linearise, problem: Problem, memory: int | None, whole: bool = False) -> Economy:
+def plan_memory(linearise: Linearise, problem: Problem, memory: int | None, whole: bool = False) -> MemoryPlan:
     """Choose a form of the problem whose products fit memory.
 
     Args:
@@ -63,7 +63,7 @@ def economical(linearise: Linearise, problem: Problem, memory: int | None, whole
     if problem.recompute_activations and not problem.blocks:
         problem = with_blocks(problem)
     if not limit:
-        return Economy(problem, footprint(linearise, problem))
+        return MemoryPlan(problem, footprint(linearise, problem))
     plain, *leaner = forms(problem, limit)
     found = attempt(linearise, plain)
     if leaner and not (found and all_fit(found, limit, whole)):
@@ -76,14 +76,14 @@ def economical(linearise: Linearise, problem: Problem, memory: int | None, whole
     leanest = found if other.blocks == problem.blocks else attempt(linearise, other)
     tried = [each for each in (found, leanest) if each]
     if not tried:
-        return Economy(plain, footprint(linearise, plain))  # raises
+        return MemoryPlan(plain, footprint(linearise, plain))  # raises
     return min(tried, key=lambda each: each.costs.peak(smallest(each, whole)))
 
 
-def attempt(linearise: Linearise, problem: Problem) -> Economy | None:
+def attempt(linearise: Linearise, problem: Problem) -> MemoryPlan | None:
     """Measure the memory of a problem's products; None where memory runs out in doing so."""
     try:
-        return Economy(problem, footprint(linearise, problem))
+        return MemoryPlan(problem, footprint(linearise, problem))
     except RuntimeError as error:
         if out_of_memory(error):
             return None
@@ -99,19 +99,19 @@ def forms(problem: Problem, limit: int) -> list[Problem]:
     return [problem, with_head(problem, layer, limit)][few > limit :]
 
 
-def all_fit(found: Economy, limit: int, whole: bool) -> bool:
+def all_fit(found: MemoryPlan, limit: int, whole: bool) -> bool:
     """Whether all that this process's batches keep, plus a product of the smallest batch, fits the limit."""
     sizes = [elements(batch) for batch in own_batches(found.problem)]
     kept = sum(found.costs.kept(size) for size in sizes)
     return kept + found.costs.peak(smallest(found, whole)) <= limit
 
 
-def one_fits(found: Economy, limit: int, whole: bool) -> bool:
+def one_fits(found: MemoryPlan, limit: int, whole: bool) -> bool:
     """Whether a product of the smallest possible batch fits the limit."""
     return found.costs.peak(smallest(found, whole)) <= limit
 
 
-def smallest(found: Economy, whole: bool) -> float:
+def smallest(found: MemoryPlan, whole: bool) -> float:
     """The elements of the smallest possible batch: of one example, or of the largest batch if batches stay whole."""
     whole = whole or not found.costs.scales
     return max(elements(batch) / (1 if whole else len(batch)) for batch in found.problem.batches)

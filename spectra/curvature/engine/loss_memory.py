@@ -27,7 +27,7 @@ ROUNDING = 0.05  # of the measured bytes: less may be the rounding of sizes to w
 
 
 @dataclass(frozen=True)
-class Growth:
+class LossMemoryGrowth:
     """Bytes beyond a line, for any number of examples: Newton's polynomial through the measurements."""
 
     sizes: tuple[int, ...] = ()
@@ -40,14 +40,14 @@ class Growth:
         return max(0.0, total)
 
 
-def loss_growth(problem: Problem, batch: Batch) -> Growth:
+def loss_growth(problem: Problem, batch: Batch) -> LossMemoryGrowth:
     """The bytes that the second derivative of the loss takes beyond a line, as a function of the number of examples.
 
     It is zero for built-in losses, and for a user's loss that accepts whole batches only, which is not measured.
     """
     sizes = [size for size in SIZES if size <= len(batch)]
     if not isinstance(problem.loss, CustomLoss) or len(sizes) < 3:
-        return Growth()
+        return LossMemoryGrowth()
     try:
         parts = [batch.part(slice(size)) for size in sizes]
         with torch.no_grad():
@@ -56,7 +56,7 @@ def loss_growth(problem: Problem, batch: Batch) -> Growth:
     except (RuntimeError, TypeError, SpectraError) as error:
         if out_of_memory(error):
             raise
-        return Growth()
+        return LossMemoryGrowth()
     return beyond_line(sizes, bytes_taken)
 
 
@@ -69,7 +69,7 @@ def loss_peak(problem: Problem, rows: Tensor, batch: Batch) -> int:
     return meter.peak
 
 
-def beyond_line(sizes: Sequence[int], measured: Sequence[int]) -> Growth:
+def beyond_line(sizes: Sequence[int], measured: Sequence[int]) -> LossMemoryGrowth:
     """The growth beyond the line through the first two sizes: a cubic that the last size confirms, or a square."""
     each = (measured[1] - measured[0]) / (sizes[1] - sizes[0])
     beyond = [taken - measured[0] - each * (size - sizes[0]) for size, taken in zip(sizes, measured, strict=True)]
@@ -77,14 +77,14 @@ def beyond_line(sizes: Sequence[int], measured: Sequence[int]) -> Growth:
     if len(sizes) > 4 and abs(cubic(sizes[-1]) - beyond[-1]) <= 0.1 * beyond[-1]:
         return cubic
     if beyond[-1] <= ROUNDING * measured[-1]:
-        return Growth()
+        return LossMemoryGrowth()
     return newton(sizes[-3:], beyond[-3:])
 
 
-def newton(sizes: Sequence[int], values: Sequence[float]) -> Growth:
+def newton(sizes: Sequence[int], values: Sequence[float]) -> LossMemoryGrowth:
     """Newton's polynomial through the given values."""
     row, differences = list(values), []
     for order in range(1, len(sizes) + 1):
         differences.append(row[0])
         row = [(b - a) / (sizes[i + order] - sizes[i]) for i, (a, b) in enumerate(pairwise(row))]
-    return Growth(tuple(sizes), tuple(differences))
+    return LossMemoryGrowth(tuple(sizes), tuple(differences))

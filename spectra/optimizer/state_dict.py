@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectra.inputs.state_dict import Wanted, matches
-from spectra.optimizer.entry import Entry, refusal
+from spectra.inputs.state_dict import ModelKeys, matches
 from spectra.optimizer.matching import by_order
+from spectra.optimizer.parameter_state import ParameterState, refusal
 from spectra.optimizer.rules import recognise
 from spectra.quoting import foreign
 
@@ -35,15 +35,15 @@ def is_optimizer_state(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Entries:
+class ParameterStates:
     """The options and state that an optimizer holds for each of its parameters, by name in the model."""
 
     kind: str  # the optimizer's name in RULES
-    by_name: dict[str, Entry]
+    by_name: dict[str, ParameterState]
     matched: str | None  # how a saved state was matched with the model: names, or order; None: it was not saved
 
 
-def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None) -> Entries:
+def read_parameter_states(state_dict: Mapping, model: nn.Module, name: str | None = None) -> ParameterStates:
     """Read the options and state that a saved optimizer holds for each of a model's parameters.
 
     Args:
@@ -66,12 +66,12 @@ def read_entries(state_dict: Mapping, model: nn.Module, name: str | None = None)
     written = _written(groups, keys)
     names = in_model(written, model) if written else _by_order(keys, state, model)
     found = {
-        own: Entry(own, named[own].shape, group, state.get(key) or {}, named[own])
+        own: ParameterState(own, named[own].shape, group, state.get(key) or {}, named[own])
         for group, under, of_group in zip(groups, keys, names, strict=True)
         for key, own in zip(under, of_group, strict=True)
         if own in named
     }
-    return Entries(rule, found, "names" if written else "order")
+    return ParameterStates(rule, found, "names" if written else "order")
 
 
 def _parts(state_dict: Mapping) -> tuple[Mapping[Any, Mapping], Sequence[Mapping]]:
@@ -123,7 +123,7 @@ def in_model(written: list[list[str]], model: nn.Module) -> list[list[str]]:
     """
     every = dict(model.named_parameters(remove_duplicate=False))
     first = {id(p): name for name, p in model.named_parameters()}
-    wanted = Wanted(every, {name: id(p) for name, p in every.items()}, ())
+    wanted = ModelKeys(every, {name: id(p) for name, p in every.items()}, ())
     found = matches(None, [name for own in written for name in own], wanted)
     if len(found) > 1:
         starts = " or ".join(foreign(match.prefix) for match in found[:2])

@@ -20,7 +20,7 @@ from spectra.errors import SpectraError
 from spectra.krylov.equal_blocks import Unsharded, dense_measure, dense_measure_pays, dense_pays
 from spectra.krylov.methods import CHEAPEST_TRACE_BLOCKS, EIG_BLOCKS, TRACE_BLOCKS
 from spectra.operator import Counting, SymmetricOperator, random_vectors
-from spectra.problem.by_inputs import InputProblem
+from spectra.problem.input_problem import InputProblem
 from spectra.problem.space import Space
 from spectra.records.density import METHOD
 from spectra.run.measurement import Measurement
@@ -38,25 +38,25 @@ def eigenpairs(session: Session, lean: Callable[..., Any]) -> tuple[list[Measure
     For lanczos, small matrices are computed whole, which takes no more products. `lean` wraps a method so that it drops
     eigenvectors that are too large.
     """
-    problem, asked = by_input(session), session.request.settings
-    method = asked.method
+    problem, settings = input_problem(session), session.request.settings
+    method = settings.method
     limit = session.request.max_products
     enough = limit is None or limit > problem.input_size + session.checks
-    if method == "lanczos" and enough and dense_pays(problem.input_size, problem.count, asked.k, Space(problem)):
+    if method == "lanczos" and enough and dense_pays(problem.input_size, problem.count, settings.k, Space(problem)):
         method = "dense"
-    solve = partial(resolve_name(EIG_BLOCKS[method]), k=asked.k, which=asked.which, tolerance=asked.tolerance)
-    expected = problem.input_size if method == "dense" else 20 + 3 * asked.k
+    solve = partial(resolve_name(EIG_BLOCKS[method]), k=settings.k, which=settings.which, tolerance=settings.tolerance)
+    expected = problem.input_size if method == "dense" else 20 + 3 * settings.k
     solve = lean(partial(solve, blocks=problem.count))
     return session.measure(partial(of_single_examples, solve, problem.count), products=expected, precision=IEEE), method
 
 
 def traces(session: Session) -> list[Measurement]:
     """Estimate the traces of each example, one measurement per matrix."""
-    problem, asked = by_input(session), session.request.settings
-    method = TRACE_BLOCKS[asked.method] if asked.method else CHEAPEST_TRACE_BLOCKS
-    solve = partial(resolve_name(method), rtol=asked.rtol, probes=asked.probes, blocks=problem.count)
-    expected = asked.probes or min(problem.input_size, 100)
-    if asked.method == "dense":
+    problem, settings = input_problem(session), session.request.settings
+    method = TRACE_BLOCKS[settings.method] if settings.method else CHEAPEST_TRACE_BLOCKS
+    solve = partial(resolve_name(method), rtol=settings.rtol, probes=settings.probes, blocks=problem.count)
+    expected = settings.probes or min(problem.input_size, 100)
+    if settings.method == "dense":
         expected = problem.input_size
     return session.measure(partial(of_single_examples, solve, problem.count), products=expected, precision=IEEE)
 
@@ -67,7 +67,7 @@ def measures(session: Session, estimate: Callable[..., Any], products: int) -> t
     `estimate` is a method for any matrix, which takes `products`. If no more are needed to compute every block whole,
     this is done, and all eigenvalues are exact.
     """
-    problem, limit = by_input(session), session.request.max_products
+    problem, limit = input_problem(session), session.request.max_products
     left = products if limit is None else min(products, limit - session.checks - 1)
     if dense_measure_pays(problem.input_size, problem.count, left, Space(problem)):
         solve = partial(of_single_examples, partial(dense_measure, blocks=problem.count), problem.count)
@@ -75,7 +75,7 @@ def measures(session: Session, estimate: Callable[..., Any], products: int) -> t
     return session.measure(partial(of_single_examples, estimate, problem.count), products=products), METHOD
 
 
-def by_input(session: Session) -> InputProblem:
+def input_problem(session: Session) -> InputProblem:
     """The problem of the session, as an InputProblem."""
     assert isinstance(session.problem, InputProblem)
     return session.problem

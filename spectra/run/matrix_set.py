@@ -19,10 +19,10 @@ from spectra.run.session import Session
 
 
 @dataclass
-class Prepared:
+class PreparedMatrix:
     """A matrix, and the operator that methods multiply by, distributed over ranks and with its products logged."""
 
-    curvature: Any  # a Curvature, or another `run.subject.Matrix`
+    curvature: Any  # a Curvature, or another `run.matrix_source.Matrix`
     operator: SymmetricOperator
     noise: float | None = None  # relative, of one product
     checks: int = 0  # products
@@ -59,7 +59,7 @@ class Prepared:
 
 
 @dataclass
-class Together:
+class MatrixSet:
     """The matrices of a session that are in use at the same time; each gets 1/`count` of the memory."""
 
     session: Session
@@ -71,12 +71,12 @@ class Together:
         memory = self.session.request.memory
         return (memory_share(self.session.device) if memory is None else memory) // self.count
 
-    def of(self, name: str, products: int) -> Prepared:
+    def of(self, name: str, products: int) -> PreparedMatrix:
         """Prepare the matrix `name` of the session's subject for this many products."""
-        matrix = self.session.subject.matrix(self.session, name, products, self.memory, None)
-        return Prepared(matrix, self.session.operator(matrix, name))
+        matrix = self.session.matrix_source.matrix(self.session, name, products, self.memory, None)
+        return PreparedMatrix(matrix, self.session.operator(matrix, name))
 
-    def matrix(self, problem: Problem, name: str, products: int, journal: str | None = None) -> Prepared:
+    def matrix(self, problem: Problem, name: str, products: int, journal: str | None = None) -> PreparedMatrix:
         """Prepare the matrix `name` of a problem for this many products, with its log under `journal` or its name."""
         matrix = self.session.matrix(problem, name, products, self.memory)
-        return Prepared(matrix, self.session.operator(matrix, journal or name))
+        return PreparedMatrix(matrix, self.session.operator(matrix, journal or name))

@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, IterableDataset
 
 from spectra.errors import SpectraError, describe
-from spectra.inputs.batches import Batches, own_collate
+from spectra.inputs.batches import Batches, collate_fn_of
 from spectra.inputs.data import graph_data
 from spectra.inputs.data_module import training_loader
 from spectra.inputs.examples import Data, is_arrays, read
 from spectra.inputs.graphs import are_graphs
-from spectra.inputs.items import Undivided, Wanted, divided
+from spectra.inputs.items import CannotSplit, ItemRequirements, split_item
 from spectra.inputs.loaders import loaded
 from spectra.inputs.loss import loss_of
 from spectra.inputs.model import Module, cast, refuse_uninitialised, renormalise_embeddings, uncompiled
@@ -128,14 +128,14 @@ def may_be_loss(value: Any) -> bool:
 
 
 def own_data(
-    data: Any, samples: int | None, seed: int, batch_size: int | None, wanted: Wanted | None = None
+    data: Any, samples: int | None, seed: int, batch_size: int | None, wanted: ItemRequirements | None = None
 ) -> Data | Batches:
     """Read the examples of a data object: as one piece from tensors or a data set, else in the batches of a loader.
 
     Args:
         data: tensors or arrays of all examples, as a pair (x, y) or a mapping; a map-style data set of items, or a
             list of examples, each with one number as its label; a DataLoader or another iterable of batches, read once;
-            or a list of `Batch`. `divided` describes the forms of items and batches.
+            or a list of `Batch`. `split_item` describes the forms of items and batches.
         samples: the number of examples to choose with the seed; None for all.
         seed: the seed of the choice, and of loaders that shuffle.
         batch_size: the size of new batches; None keeps those of the data.
@@ -144,7 +144,7 @@ def own_data(
     Raises:
         SpectraError: the data are empty, have another form, are not finite, or change when they are read again.
     """
-    name, wanted = data_name(data), wanted or Wanted()
+    name, wanted = data_name(data), wanted or ItemRequirements()
     data = training_loader(data, name)
     if isinstance(data, Data):
         data = (data.inputs, data.targets)
@@ -153,7 +153,7 @@ def own_data(
     if is_arrays(data, wanted) or is_data_set(data) or are_examples(data, wanted):
         with seeded(seed):
             source = tuple(data) if is_pair(data) else data
-            return read(source, samples, seed, None, name, wanted, own_collate(data), batch_size)
+            return read(source, samples, seed, None, name, wanted, collate_fn_of(data), batch_size)
     return loaded(data, samples, seed, batch_size, wanted, name)
 
 
@@ -164,7 +164,7 @@ def data_name(data: Any) -> str:
 
 def is_pair(data: Any) -> bool:
     """Whether data are a pair (x, y) of all examples, rather than two batches."""
-    return isinstance(data, tuple | list) and len(data) == 2 and is_arrays(data, Wanted())
+    return isinstance(data, tuple | list) and len(data) == 2 and is_arrays(data, ItemRequirements())
 
 
 def is_data_set(data: Any) -> bool:
@@ -174,13 +174,13 @@ def is_data_set(data: Any) -> bool:
     return hasattr(data, "column_names") and hasattr(data, "features") and hasattr(data, "__getitem__")
 
 
-def are_examples(data: Any, wanted: Wanted) -> bool:
+def are_examples(data: Any, wanted: ItemRequirements) -> bool:
     """Whether data are a list of examples, each with one number as its label, rather than a list of batches."""
     if wanted.whole or wanted.trees or not (isinstance(data, list) and data):
         return False
     try:
-        x, label = divided(data[0], wanted)
-    except Undivided:
+        x, label = split_item(data[0], wanted)
+    except CannotSplit:
         return False
     one = isinstance(label, Number) or getattr(label, "ndim", None) == 0
     return one and any(isinstance(leaf, torch.Tensor | np.ndarray) for leaf in tree_leaves(x))

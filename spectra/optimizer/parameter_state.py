@@ -36,7 +36,7 @@ def as_number(value: Any, what: str) -> float:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ParameterState:
     """The options and the state that an optimizer holds for the parameter `name`."""
 
     name: str

@@ -1,0 +1,1 @@
+"""Directions and points of parameter space at a checkpoint, which `steps` and `surfaces` share."""
