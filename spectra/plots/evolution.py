@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,6 +38,7 @@ TITLES = {  # the small panels, in their order
     "update_share": "share of update in top-k space",
     "update_cosine": "update, cos with previous one",
 }
+OF_SPACES = ("overlap_next", "overlap_last", "update_share")  # of leading k-spaces
 OF_ALL = {"color": "0.25", "linestyle": "solid", "linewidth": 1.4, "marker": "o", "zorder": 3}  # the same for matrices
 PRECONDITIONED = "$P^{-1/2}AP^{-1/2}$"
 LIMIT = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder": 20}
@@ -131,7 +133,7 @@ def step_ticks(evolution: Evolution, most: int) -> Locator:
 
 def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[list[Line2D], list[str]]:
     """The handles and labels of the legend: each matrix, the thresholds of stability, and what hollow markers are."""
-    spaces = {row.curvature: row.index for row in evolution.rows if row.quantity in ("overlap_next", "gap")}
+    spaces = {row.curvature: row.index for row in evolution.rows if row.quantity in OF_SPACES}
     handles = [Line2D([], [], **look, markersize=3.5) for look in looks.values()]
     labels = [settable(name) + (f", k = {spaces[name]}" if name in spaces else "") for name in looks]
     if evolution.learning_rate and evolution.select("eigenvalue"):
@@ -202,12 +204,14 @@ def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict]
     for curvature, seed in evolution.series():
         draw_limit(axes, [row for row in limits(evolution) if (row.curvature, row.seed) == (curvature, seed)])
     crop(axes, evolution)
-    most = len({row.index for row in evolution.select("eigenvalue")})
+    counts = Counter(place(row) for row in evolution.select("eigenvalue")).values()
+    most = max(counts, default=0)
+    number = f"{'at most ' if most > min(counts, default=0) else ''}{most}"
     what = "eigenvalues" if most > 1 else "eigenvalue"
     if evolution.precondition:
         rate = "learning rate × " if evolution.select("learning_rate") or evolution.select("threshold") else ""
         what = f"{rate}{what} of {PRECONDITIONED}"
-    head(axes, f"{what} ± residual{f', {most} of each matrix' if most > 1 else ''}", inches, HEAD)
+    head(axes, f"{what} ± residual{f', {number} of each matrix' if most > 1 else ''}", inches, HEAD)
 
 
 def with_gaps(rows: Sequence[Row], rank: int | None) -> list[Row]:
@@ -242,6 +246,8 @@ def crop(axes: Axes, evolution: Evolution) -> None:
     for edge, marker, sign in zip(axes.get_ylim(), ("v", "^"), (-1, 1), strict=True):
         steps = sorted({row.step for row in beyond if sign * (row.value or 0) > 0})
         axes.plot(steps, [edge] * len(steps), marker=marker, **BEYOND)
+    for artist in (*axes.lines, *axes.collections):  # the layout would make room for those outside of the axes
+        artist.set_in_layout(False)
 
 
 def draw_limit(axes: Axes, rows: Sequence[Row]) -> None:
