@@ -12,8 +12,10 @@ from helpers import make_record, save
 import spectra.cli
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots import density_figure, save_figure
+from spectra.plots.evolution import evolution_figure
 from spectra.plots.names import default_labels
 from spectra.plots.saved import saved_figure
+from spectra.sweeps.evolution import evolution_of
 
 NODES, WEIGHTS = [[4.0, -0.1, 0.2, 0.9], [4.0, 0.0, 0.3, 0.0]], [[0.01, 0.5, 0.4, 0.09], [0.01, 0.3, 0.69, 0.0]]
 ENTRIES = {
@@ -231,7 +233,7 @@ def test_a_matrix_that_is_not_finite_spoils_a_figure_only_where_it_is_drawn(plac
             "one other --out a.png",
             "RESULT other/trace.json: is a result of trace, but one/eig.json of eig; draw them in separate figures",
         ),
-        ("dir.png --out a.png", "RESULT dir.png: the directory holds none of density.json, eig.json, trace.json"),
+        ("dir.png --out a.png", "RESULT dir.png: the directory has none of density.json, eig.json, trace.json"),
         ("one --out a.png --curvature gnn", "--curvature gnn: no RESULT has this matrix; did you mean ggn?"),
         (
             "one two --out a.png --curvature hessian",
@@ -315,7 +317,7 @@ def test_a_comparison_is_drawn_as_it_stands(place, capsys):
             "run --figure compare-held-out",
             "--figure compare-held-out: run/compare.json has no such figure",
         ),
-        ({}, "run --figure x", "--figure x: run/compare.json has no such figure; there is compare"),
+        ({}, "run --figure x", "--figure x: run/compare.json has no such figure; choose from compare"),
         ({}, "run --label a", "--label: it has no effect on the figures of compare"),
         ({}, "run --curvature ggn", "--curvature: it has no effect on the figures of compare"),
         ({"eigenvalues": [None, 1.0]}, "run", "RESULT run/compare.json: has no finite numbers to draw"),
@@ -341,3 +343,16 @@ def test_a_comparison_among_others_is_refused(place, capsys):
         line
         == "RESULT run/compare.json: is a result of compare, but one/eig.json of eig; draw them in separate figures"
     )
+
+
+def test_the_steps_of_a_training_run_share_a_figure(place, capsys):
+    for step in range(15):
+        (folder := place / "watched" / f"step-{step:06}").mkdir(parents=True)
+        entry = {"curvature": "hessian", **ENTRIES["eig"], "products": 9, "converged": True}
+        save(folder, make_record("eig", {"options": {"which": "LM"}, "seed": 0, "loss_value": 2.0}, [entry]), {})
+    assert run(capsys, "watched", "--out", "a.png")[:2] == (0, "a.png\n")
+    one, many = (place / "a.png").read_bytes(), list(place.glob("watched/*"))
+    save_figure(evolution_figure(evolution_of(place / "watched")), place / "b.png")
+    assert one == (place / "b.png").read_bytes()
+    assert "or name the directory of a training run" in refused(capsys, place, *many, "--out", "c.png")
+    assert refused(capsys, place, "watched", "--log", "--out", "c.png").startswith("--log: it has no effect")

@@ -342,7 +342,7 @@ def test_a_figure_of_zero_matrices():
     [
         ({"a": A}, 1, "`operators` a"),
         ({"a": A, "b": torch.eye(3, dtype=torch.float64)}, 1, "different sizes"),
-        ({"a": A, "b": ALIKE}, N + 1, f"`k`: {N + 1}"),
+        ({"a": A, "b": ALIKE}, N + 1, f"`k` {N + 1}"),
     ],
 )
 def test_what_cannot_be_compared(operators, k, told):

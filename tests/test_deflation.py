@@ -14,6 +14,7 @@ from spectra.krylov.hutchinson import hutchinson
 from spectra.krylov.quadrature import spectral_measure
 from spectra.krylov.xtrace import xtrace
 from spectra.operator import Counting
+from spectra.vectors import orthonormal
 
 NAMES = ["ghosts", "strakos", "low rank", "softmax", "opposite", "network"]
 METHODS = [xtrace, hutch_plus_plus, hutchinson, dense_trace]
@@ -182,3 +183,27 @@ def test_a_measure_of_which_everything_is_known_takes_no_product():
     measure = spectral_measure(case.matrix, probes=2, steps=3, known=pairs, generator=seeded())
     assert measure.products == 0
     torch.testing.assert_close(measure.nodes.sort(dim=1).values, case.spectrum.expand(2, 4))
+
+
+class LowRank:
+    """U' diag(values) U in float32, for rows U with entries of very different sizes, as in networks."""
+
+    def __init__(self, values, size):
+        rows = torch.randn(len(values), size, generator=seeded(0), dtype=torch.float64) ** 7
+        self.rows, self.values = torch.linalg.qr(rows.T).Q.T.float(), torch.tensor(values)
+        self.shape, self.dtype, self.device = torch.Size((size, size)), torch.float32, torch.device("cpu")
+
+    def __matmul__(self, columns):
+        return self.rows.T @ (torch.diag(self.values) @ (self.rows @ columns))
+
+
+def test_long_vectors_in_float32_have_length_one_and_are_taken():
+    """Sums in float32 would be off by 1e-4, so that the pairs would not be those of the matrix."""
+    matrix = LowRank([9.0, 8.0, 5.0, 3.0], 400_000)
+    pairs = eigenpairs(matrix, 3, generator=seeded(1))
+    again = taken(matrix, pairs)
+    assert again is not None
+    scaled, _ = orthonormal(matrix.rows * torch.tensor([[2.0], [3.0], [1.0], [4.0]]))
+    for vectors in (pairs.vectors, again.vectors, scaled):
+        lengths = torch.linalg.vector_norm(vectors.double(), dim=1)
+        torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6)

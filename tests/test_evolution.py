@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from spectra.krylov.results import select
 from spectra.plots.evolution import evolution_figure
 from spectra.plots.evolution_files import evolution_files
 from spectra.records.record import load
+from spectra.records.sweep import Evolution, Row
 from spectra.spectrum.subspaces import (
     cosine,
     davis_kahan_bound,
@@ -653,3 +655,48 @@ def test_the_loss_is_drawn_whole(plan, losses):
     (bottom, top), room = axes.get_ylim(), 0.03
     assert top - max(losses) > room * (top - bottom)
     assert min(losses) > bottom + room * (top - bottom) or min(losses) == 0
+
+
+def early_adam(first=MappingProxyType({1: 9000.0, -1: -8000.0, 2: 500.0})):
+    """Eigenvalues of a preconditioned matrix: far beyond the threshold at step 0, rank 2 missing at step 20."""
+    places = {
+        0: first,
+        10: {1: 30.0, 2: 20.0, -1: -9.0},
+        20: {1: 36.0},
+        30: {1: 35.0, 2: 8.0},
+    }
+    rows = []
+    for step, found in places.items():
+        rows += [
+            Row(str(step), step, "hessian", 0, "eigenvalue", rank, x, 0.1, converged=True) for rank, x in found.items()
+        ]
+        rows.append(Row(str(step), step, "hessian", 0, "threshold", None, 38.0))
+    return Evolution(axis="training step", precondition=("Adam",), rows=tuple(rows))
+
+
+def test_eigenvalues_far_beyond_the_threshold_do_not_compress_the_figure():
+    figure = evolution_figure(early_adam())
+    (axes,) = figure.axes
+    assert 38 < axes.get_ylim()[1] < 100
+    assert -50 < axes.get_ylim()[0] < -9
+    assert axes.get_title(loc="left").endswith("± residual, at most 3 of each matrix")
+    edges = {line.get_marker(): line.get_xdata() for line in axes.lines if line.get_marker() in ("^", "v")}
+    assert {marker: list(steps) for marker, steps in edges.items()} == {"^": [0], "v": [0]}
+    assert "beyond the axis" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_line_has_a_gap_where_its_eigenvalue_was_not_recorded():
+    (axes,) = evolution_figure(early_adam()).axes
+    curves = [list(line.get_ydata()) for line in axes.lines]
+    second = next(ys for ys in curves if ys[:2] == [500, 20])
+    assert np.isnan(second[2])
+    assert second[3] == 8
+    assert [8] in curves  # a point, since a line would not show it
+
+
+def test_what_lies_outside_of_the_axes_takes_no_room():
+    figure = evolution_figure(early_adam({-1: -255.0, -2: -200.0}))
+    figure.draw_without_rendering()
+    left, right = figure.axes[0].get_position().intervalx
+    assert left < 0.1
+    assert right > 0.95

@@ -277,7 +277,9 @@ def test_killed_tasks_go_on(home, sweep):
     (home / "kill").touch()
     assert sweep("run")[0] == 1
     assert states(home) == ["interrupted"] * 4
-    assert "eig was killed by SIGKILL" in sweep("status")[1]
+    text = sweep("status")[1]
+    assert "eig was killed by SIGKILL" in text
+    assert "    $ spectra eig" not in text  # the log of a task that did not fail
     (home / "kill").unlink()
     assert sweep("run")[0] == 0
 
@@ -334,6 +336,7 @@ def test_a_stopped_sweep_has_its_tasks_save_their_state(home, number, status):
     os.killpg(process.pid, number)  # as a terminal sends Ctrl-C
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (status, ""), err
+    assert f"'spectra sweep run {home / 'plan.toml'}' resumes" in err
     assert (home / "saved").exists()
     assert len(calls(home)) == 2
     assert sorted(states(home)) == ["interrupted"] * 2 + ["waiting"] * 2

@@ -104,7 +104,9 @@ def from_result(context: click.Context, path: Path) -> dict[str, Any]:
     problem = vars(record.problem)
     options = problem.get("options")
     if options is None:
-        raise SpectraError(f"--config {path}: the result does not list its options; compute it again")
+        raise SpectraError(
+            f"--config {path}: the result does not list its options, as one of a call from Python; give the options on the command line"
+        )
     context.meta[REPEATED] = path, problem
     values = {
         name: value for name, value in options.items() if name not in NOT_RECORDED

@@ -204,7 +204,11 @@ def run_locally(plan, wanted: Sequence[str]) -> int:
         unmet = f", tolerance not met: {', '.join(now.unmet)}" if now.unmet else ""
         note(f"{done}/{len(tasks)} {task.name} {now.state}{f': {now.reason}' if now.reason else ''}{unmet}")
 
-    run_local(plan, tasks, tell)
+    try:
+        run_local(plan, tasks, tell)
+    except KeyboardInterrupt as error:
+        error.args = (f"finished tasks are kept and running ones saved; 'spectra sweep run {plan.path}' resumes",)
+        raise
     after = task_states(plan, patient=True)
     answer(status_text(status_of(plan, after)))
     hint(after)

@@ -374,7 +374,7 @@ class Eigensolver:
         others[wanted] = False
         others = self.values[others]
         vectors = self.state.vectors(coordinates)
-        lengths = norms(vectors, dtype=vectors.dtype)[:, None]
+        lengths = norms(vectors).to(vectors.dtype)[:, None]
         local(vectors).div_(lengths)
 
         residuals = self.residuals[wanted]

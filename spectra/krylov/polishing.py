@@ -147,7 +147,7 @@ class Polishing:
             return replace(pairs, residuals=pairs.residuals + self.noise.norm, products=self.matrix.products)
         values, weights, residuals = self.inside()
         vectors = self.state.vectors(torch.nn.functional.pad(weights, (0, 0, 0, self.state.size - self.exact)))
-        lengths = norms(vectors, dtype=vectors.dtype)[:, None]
+        lengths = norms(vectors).to(vectors.dtype)[:, None]
         vectors = map_shards(lambda rows: rows / lengths, vectors)
         residuals = torch.hypot(residuals, self.relation_error(weights))
         allowed = self.allowed(values)

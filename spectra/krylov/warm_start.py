@@ -184,7 +184,7 @@ class WarmStart:
 def random_unit(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
     """Random vectors (count, n) of norm 1."""
     rows = random_vectors(operator, count, generator)
-    return map_shards(torch.div, rows, norms(rows, dtype=rows.dtype)[:, None])
+    return map_shards(torch.div, rows, norms(rows).to(rows.dtype)[:, None])
 
 
 def best_beside(search: Eigensolver) -> Tensor | None:

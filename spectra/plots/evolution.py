@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,12 +38,15 @@ TITLES = {  # the small panels, in their order
     "update_share": "share of update in top-k space",
     "update_cosine": "update, cos with previous one",
 }
+OF_SPACES = ("overlap_next", "overlap_last", "update_share")  # of leading k-spaces
 OF_ALL = {"color": "0.25", "linestyle": "solid", "linewidth": 1.4, "marker": "o", "zorder": 3}  # the same for matrices
 PRECONDITIONED = "$P^{-1/2}AP^{-1/2}$"
 LIMIT = {"color": "black", "linestyle": (0, (4, 3)), "linewidth": 1.0, "zorder": 20}
 HEAD = 8  # points, of a title
 MARKS = 14  # on a curve
 FARTHEST = 3  # times the largest eigenvalue: beyond, only the legend names the threshold of stability
+CROPPED = 3  # times the highest limit: eigenvalues beyond would compress the rest, and are triangles at the edge
+BEYOND = {"color": "0.4", "markersize": 4, "linestyle": "none", "clip_on": False, "zorder": 21}
 ROOM = 1.06  # of the largest number, so that its marker is whole
 MANY_TIMES = 20  # the smallest of positive numbers, from which a logarithmic axis shows more
 LARGE, SMALL = 2.2, 1.35  # heights in inches
@@ -129,7 +133,7 @@ def step_ticks(evolution: Evolution, most: int) -> Locator:
 
 def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[list[Line2D], list[str]]:
     """The handles and labels of the legend: each matrix, the thresholds of stability, and what hollow markers are."""
-    spaces = {row.curvature: row.index for row in evolution.rows if row.quantity in ("overlap_next", "gap")}
+    spaces = {row.curvature: row.index for row in evolution.rows if row.quantity in OF_SPACES}
     handles = [Line2D([], [], **look, markersize=3.5) for look in looks.values()]
     labels = [settable(name) + (f", k = {spaces[name]}" if name in spaces else "") for name in looks]
     if evolution.learning_rate and evolution.select("eigenvalue"):
@@ -143,6 +147,10 @@ def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[lis
         beyond = "" if limits(evolution) else " (beyond)"
         handles.append(Line2D([], [], **LIMIT))
         labels.append(f"threshold{optimizer}, {' to '.join(ends)}{beyond}")
+    if beyond := far_beyond(evolution)[0]:
+        markers = dict.fromkeys("^" if (row.value or 0) > 0 else "v" for row in beyond)
+        handles.append(Line2D([], [], **BEYOND | {"marker": next(iter(markers))}))
+        labels.append("beyond the axis")
     if any(row.converged is False for row in evolution.rows):
         handles.append(Line2D([], [], color="0.4", marker="o", markersize=3.5, mfc="white", linestyle="none"))
         labels.append("hollow: not converged, or no gap")
@@ -187,7 +195,7 @@ def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict]
             look = dict(looks[curvature])
             if rank != 1:
                 look |= {"linewidth": 0.6 * look["linewidth"], "alpha": 0.6, "marker": ""}
-            curve(axes, [row for row in rows if row.index == rank], look)
+            curve(axes, with_gaps(rows, rank), look)
     values = [row.value for row in evolution.select("eigenvalue") if row.value is not None]
     if min(values, default=0.0) < 0:
         axes.axhline(0, color="0.6", linewidth=0.6, zorder=1)
@@ -195,12 +203,51 @@ def draw_eigenvalues(axes: Axes, evolution: Evolution, looks: Mapping[str, dict]
         axes.axhline(2 / evolution.learning_rate, **LIMIT)
     for curvature, seed in evolution.series():
         draw_limit(axes, [row for row in limits(evolution) if (row.curvature, row.seed) == (curvature, seed)])
-    most = len({row.index for row in evolution.select("eigenvalue")})
+    crop(axes, evolution)
+    counts = Counter(place(row) for row in evolution.select("eigenvalue")).values()
+    most = max(counts, default=0)
+    number = f"{'at most ' if most > min(counts, default=0) else ''}{most}"
     what = "eigenvalues" if most > 1 else "eigenvalue"
     if evolution.precondition:
         rate = "learning rate × " if evolution.select("learning_rate") or evolution.select("threshold") else ""
         what = f"{rate}{what} of {PRECONDITIONED}"
-    head(axes, f"{what} ± residual{f', {most} of each matrix' if most > 1 else ''}", inches, HEAD)
+    head(axes, f"{what} ± residual{f', {number} of each matrix' if most > 1 else ''}", inches, HEAD)
+
+
+def with_gaps(rows: Sequence[Row], rank: int | None) -> list[Row]:
+    """The rows of this rank, with empty ones between them at steps where only other ranks were recorded."""
+    held = {row.step: row for row in rows if row.index == rank}
+    steps = sorted({row.step for row in rows if min(held) <= row.step <= max(held)})
+    empty = replace(held[min(held)], value=None, error=None, converged=None)
+    return [held.get(step) or replace(empty, step=step) for step in steps]
+
+
+def far_beyond(evolution: Evolution) -> tuple[list[Row], float]:
+    """The eigenvalues whose magnitude is far beyond the limits, at less than half of the steps, and that magnitude."""
+    heights = [row.value for row in limits(evolution) if row.value is not None]
+    if evolution.learning_rate:
+        heights.append(2 / evolution.learning_rate)
+    most = CROPPED * max(heights, default=np.inf)
+    rows = [row for row in evolution.select("eigenvalue") if row.value is not None]
+    beyond = [row for row in rows if abs(row.value or 0) > most]
+    few = 2 * len({row.step for row in beyond}) < len({row.step for row in rows})
+    return beyond if few else [], most
+
+
+def crop(axes: Axes, evolution: Evolution) -> None:
+    """Leave out eigenvalues far beyond the limits, with triangles at the edge of the axes in their place."""
+    beyond, most = far_beyond(evolution)
+    values = [row.value for row in evolution.select("eigenvalue") if row.value is not None]
+    near = [value for value in values if abs(value) <= most]
+    if not beyond:
+        return
+    top = 1.3 * max(most / CROPPED, *near, 0)
+    axes.set_ylim(min(-0.04 * top, *(1.2 * value for value in near)), top)
+    for edge, marker, sign in zip(axes.get_ylim(), ("v", "^"), (-1, 1), strict=True):
+        steps = sorted({row.step for row in beyond if sign * (row.value or 0) > 0})
+        axes.plot(steps, [edge] * len(steps), marker=marker, **BEYOND)
+    for artist in (*axes.lines, *axes.collections):  # the layout would make room for those outside of the axes
+        artist.set_in_layout(False)
 
 
 def draw_limit(axes: Axes, rows: Sequence[Row]) -> None:
@@ -246,6 +293,10 @@ def curve(axes: Axes, rows: Sequence[Row], look: Mapping[str, Any], band: bool =
         bars = {"color": look["color"], "elinewidth": 0.8, "zorder": look["zorder"], "linestyle": "none"}
         axes.errorbar(steps, values, np.nan_to_num(errors), **bars)
     axes.plot(steps, values, **look, markersize=2.8, markevery=marked)
+    if not look["marker"]:
+        known = np.pad(np.isfinite(values), 1)
+        alone = known[1:-1] & ~known[:-2] & ~known[2:]  # a line would not show them
+        axes.plot(steps[alone], values[alone], **look | {"marker": "o", "linestyle": "none"}, markersize=1.6)
     hollow = {"color": look["color"], "marker": look["marker"] or "o", "zorder": look["zorder"] + 0.5}
     axes.plot(steps[~reliable], values[~reliable], **hollow, mfc="white", mew=0.8, markersize=2.8, linestyle="none")
 

@@ -185,7 +185,9 @@ def saved_figure(
         raise input_error("`figure`", name, f"results of {records[0].command} have one figure; leave `figure` out")
     kind = KINDS[records[0].command]
     if (count := sum(map(len, results))) > kind.most:
-        text = f"{count} curves are too many to tell apart; draw {kind.most} at most, or select some by `curvature`"
+        several = len({result.curvature for some in results for result in some}) > 1
+        way = "select some by `curvature`" if several else "name the directory of a training run for a figure over it"
+        text = f"{count} curves are too many to tell apart; draw {kind.most} at most, or {way}"
         raise input_error("RESULT", files[-1], text)
     known = names(labels, default_labels(files), [[named(result) for result in some] for some in results])
     every = [result for some in results for result in some]

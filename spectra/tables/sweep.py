@@ -42,9 +42,10 @@ def running(tasks: Sequence[TaskStatus]) -> list[str]:
 
 
 def trouble(task: TaskStatus) -> list[str]:
-    """The lines on a task that did not finish: its state, the reason, and the last lines of its log."""
+    """The lines on a task that did not finish: its state, the reason, and the last lines of its log if it failed."""
     head = f"{task.name} {task.state}: {task.reason}" + (f" ({task.log})" if task.log else "")
-    return [quoted(head, LINE), *(f"    {quoted(line, LINE)}" for line in task.last_lines)]
+    log = task.last_lines if task.state == "failed" else ()
+    return [quoted(head, LINE), *(f"    {quoted(line, LINE)}" for line in log)]
 
 
 def abridged(items: Sequence[Any]) -> list[Any]:
