@@ -159,7 +159,7 @@ def test_subsamples(record):
     [
         ("--curvature ggn", ["--curvature ggn", "two matrices or more"]),
         ("--curvature ggn --curvature ggn", ["--curvature ggn", "two matrices or more"]),
-        ("-k 44", ["-k: 44", "43 rows"]),
+        ("-k 44", ["-k 44: the matrix has only 43 rows", "43 rows"]),
         ("--held-out nothing.npz", ["--held-out nothing.npz"]),
         ("--held-out regression.npz", ["--held-out"]),
         ("--subsample 10,50", ["--subsample 50", "40 examples"]),

@@ -114,7 +114,7 @@ def test_a_file_that_is_no_result_gets_one_line(name, capsys, folder):
         ("eig.json eig.json --out a.html", "RESULT eig.json: is given twice; give it once"),
         ("run run/trace.json --out a.html", "RESULT run/trace.json: is given twice; give it once"),
         ("run run/../run --out a.html", "is given twice; give it once"),
-        ("empty --out a.html", "RESULT empty: the directory holds none of inspect.json, eig.json, trace.json"),
+        ("empty --out a.html", "RESULT empty: the directory has none of inspect.json, eig.json, trace.json"),
         ("nothing --out a.html", "RESULT nothing: cannot be read (No such file or directory)"),
     ],
 )

@@ -161,7 +161,7 @@ def test_an_optimizer_that_is_not_read(record, call):
     model = network()
     torch.save({"model": model.state_dict(), "optimizer": torch.optim.ASGD(model.parameters()).state_dict()}, "asgd.pt")
     (reason,) = record(LINE.replace("last.pt", "asgd.pt") + " -k 0").point.left_out
-    assert reason.startswith("update and momentum: its state is that of ASGD, which spectra does not read")
+    assert reason.startswith("update and momentum: its state is that of ASGD; supported are")
     status, _, err = call(f"{LINE} --optimizer asgd.pt")
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith("spectra: --optimizer asgd.pt: its state is that of ASGD")

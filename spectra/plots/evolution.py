@@ -46,7 +46,7 @@ HEAD = 8  # points, of a title
 MARKS = 14  # on a curve
 FARTHEST = 3  # times the largest eigenvalue: beyond, only the legend names the threshold of stability
 CROPPED = 3  # times the highest limit: eigenvalues beyond would compress the rest, and are triangles at the edge
-BEYOND = {"color": "0.4", "markersize": 4, "linestyle": "none", "clip_on": False, "zorder": 21}
+BEYOND: dict[str, Any] = {"color": "0.4", "markersize": 4, "linestyle": "none", "clip_on": False, "zorder": 21}
 ROOM = 1.06  # of the largest number, so that its marker is whole
 MANY_TIMES = 20  # the smallest of positive numbers, from which a logarithmic axis shows more
 LARGE, SMALL = 2.2, 1.35  # heights in inches
@@ -149,7 +149,7 @@ def legend_entries(evolution: Evolution, looks: Mapping[str, dict]) -> tuple[lis
         labels.append(f"threshold{optimizer}, {' to '.join(ends)}{beyond}")
     if beyond := far_beyond(evolution)[0]:
         markers = dict.fromkeys("^" if (row.value or 0) > 0 else "v" for row in beyond)
-        handles.append(Line2D([], [], **BEYOND | {"marker": next(iter(markers))}))
+        handles.append(Line2D([], [], **BEYOND, marker=next(iter(markers))))
         labels.append("beyond the axis")
     if any(row.converged is False for row in evolution.rows):
         handles.append(Line2D([], [], color="0.4", marker="o", markersize=3.5, mfc="white", linestyle="none"))
@@ -296,7 +296,7 @@ def curve(axes: Axes, rows: Sequence[Row], look: Mapping[str, Any], band: bool =
     if not look["marker"]:
         known = np.pad(np.isfinite(values), 1)
         alone = known[1:-1] & ~known[:-2] & ~known[2:]  # a line would not show them
-        axes.plot(steps[alone], values[alone], **look | {"marker": "o", "linestyle": "none"}, markersize=1.6)
+        axes.plot(steps[alone], values[alone], **{**look, "marker": "o", "linestyle": "none"}, markersize=1.6)
     hollow = {"color": look["color"], "marker": look["marker"] or "o", "zorder": look["zorder"] + 0.5}
     axes.plot(steps[~reliable], values[~reliable], **hollow, mfc="white", mew=0.8, markersize=2.8, linestyle="none")
 

@@ -61,7 +61,7 @@ class Result(NamedTuple):
     def lacks(self, name: str) -> SpectraError:
         """The error for a number of the entry that is missing or unusable."""
         key = key_of(self.entry, name)
-        text = f"{key} of {self.curvature} is missing or unusable; run spectra {self.command} again"
+        text = f"{key} of {self.curvature}: missing or unusable; run spectra {self.command} again"
         return input_error("RESULT", self.path, text)
 
 
