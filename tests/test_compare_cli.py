@@ -184,7 +184,7 @@ def test_a_loss_with_one_matrix_is_told_so(call):
     status, out, err = call(f"{LINE} --loss own.py:loss")
     assert (status, out) == (2, "")
     assert "--loss own.py:loss: it has no matrix to compare hessian with; " in err
-    assert "ggn is left out: a loss of (model, batch) does not show the model's output" in err
+    assert "ggn is left out: a loss of (model, batch) hides the model's output" in err
     assert "such as hessian and fisher-batch" in err
 
 

@@ -144,11 +144,11 @@ def test_results_of_a_million_eigenvalues(one_line):
     entry = {"curvature": "hessian", "eigenvalues": [1.0] * 10**6, "residuals": [0.1] * 10**6}
     Path("result.json").write_text(json.dumps(make_record("eig", {"options": {}}, [entry])))
     for name in ("result.json", "page.json"):
-        one_line(SLOTS[name].format("result.json"), "RESULT result.json", "1,000,000 eigenvalues", "ask for fewer")
+        one_line(SLOTS[name].format("result.json"), "RESULT result.json", "1,000,000 eigenvalues", "compute fewer")
     entry = {"curvature": "hessian", "nodes": [[1.0] * 10**6], "weights": [[1.0] * 10**6]}
     Path("result.json").write_text(json.dumps(make_record("density", {"options": {}}, [entry])))
     for name in ("result.json", "page.json"):
-        one_line(SLOTS[name].format("result.json"), "RESULT result.json", "values", "ask for fewer")
+        one_line(SLOTS[name].format("result.json"), "RESULT result.json", "values", "compute fewer")
 
 
 def test_a_number_of_400_digits_in_a_result(one_line):

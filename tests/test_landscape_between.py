@@ -348,7 +348,7 @@ def test_trajectories_that_are_none():
     with pytest.raises(SpectraError, match=r"`along` path:run-\*.pt: matches no checkpoint"):
         given(problem, "path:run-*.pt")
     saved(problem, "run-1.pt", lambda _, value: value)
-    with pytest.raises(SpectraError, match=r"`along` path:run-\*.pt: matches run-1.pt alone"):
+    with pytest.raises(SpectraError, match=r"`along` path:run-\*.pt: matches only run-1.pt"):
         given(problem, "path:run-*.pt")
     saved(problem, "run-2.pt")
     with pytest.raises(SpectraError, match=r"`along` path:run-\*.pt: its 2 checkpoints and this one lie on one line"):

@@ -151,7 +151,7 @@ def test_without_an_optimizer_the_gradient_is_left(record, call):
     assert reason.startswith("update and momentum: weights.pt holds no optimizer state")
     status, _, err = call(LINE.replace("last.pt", "weights.pt") + " --optimizer weights.pt")
     assert (status, err.count("\n")) == (2, 1)
-    assert err.startswith("spectra: --optimizer: weights.pt holds no state")
+    assert err.startswith("spectra: --optimizer: weights.pt holds no optimizer state")
     found = record(LINE.replace("last.pt", "weights.pt") + " --optimizer 'last.pt?name=AdamW'")
     assert [d.name for d in found.point.directions] == ["gradient", "update", "momentum"]
 
