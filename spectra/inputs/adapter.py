@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from spectra.errors import SpectraError, describe
 from spectra.files import MEBIBYTE, read_bounded
 from spectra.inputs.checkpoint_file import OPTION, read_checkpoint
-from spectra.inputs.checkpoint_folder import together
+from spectra.inputs.checkpoint_folder import sha256_of_parts
 from spectra.inputs.foreign_formats import MERGE
 from spectra.inputs.spec import SHORT, input_error
 from spectra.inputs.state_dict import is_state_dict, some
@@ -93,7 +93,7 @@ def load_adapter(model: nn.Module, config: Path, weights: Path, alone: bool = Tr
         "key": None,
         "prefix": prefix or None,
         "added": added or None,
-        "sha256": together({config.name: written, weights.name: digest}),
+        "sha256": sha256_of_parts({config.name: written, weights.name: digest}),
         "tensors": len(tensors),
         "ignored": [],
         "dtypes": sorted({dtype_name(tensor.dtype) for tensor in tensors}),

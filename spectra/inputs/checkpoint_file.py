@@ -25,7 +25,15 @@ from torch import Tensor
 
 from spectra.errors import describe
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
-from spectra.inputs.checkpoint_folder import ADAPTER_CONFIG, METADATA, inside, is_checkpoint, parts, sha256, together
+from spectra.inputs.checkpoint_folder import (
+    ADAPTER_CONFIG,
+    METADATA,
+    inside,
+    is_checkpoint,
+    parts,
+    sha256,
+    sha256_of_parts,
+)
 from spectra.inputs.distributed_checkpoint import UnexpectedObject, read_distributed
 from spectra.inputs.foreign_formats import RESAVE, folders, formats
 from spectra.inputs.pickles import find_defect
@@ -283,7 +291,7 @@ def _read_index(index: Path) -> tuple[dict[str, Tensor], str]:
     for name, shard in twice.items():
         text = f"{quoted(name, SHORT)} is in shard {shard}, but the index says {places[name]}; copy all files again"
         raise input_error(OPTION, index, text)
-    return tensors, together(digests)
+    return tensors, sha256_of_parts(digests)
 
 
 def digest_of(path: Path) -> str:
@@ -294,7 +302,7 @@ def digest_of(path: Path) -> str:
         weights_in(path)
     if len(files) == 1:
         return sha256(files[0])
-    return together({file.name: sha256(file) for file in files})
+    return sha256_of_parts({file.name: sha256(file) for file in files})
 
 
 def _shards(index: Path, written: bytes) -> dict[str, list[str]]:

@@ -99,7 +99,7 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def together(digests: Mapping[str, str]) -> str:
+def sha256_of_parts(digests: Mapping[str, str]) -> str:
     """Compute the SHA-256 of the lines that `sha256sum` writes for these files: names and their digests."""
     lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

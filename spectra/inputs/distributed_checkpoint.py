@@ -25,7 +25,7 @@ from torch import Tensor
 
 from spectra.errors import describe
 from spectra.files import WRITTEN_BY_US, open_regular, read_bounded
-from spectra.inputs.checkpoint_folder import METADATA, SHARD, together
+from spectra.inputs.checkpoint_folder import METADATA, SHARD, sha256_of_parts
 from spectra.inputs.pickles import find_defect
 from spectra.inputs.safetensors_file import Damaged
 from spectra.quoting import quoted
@@ -115,7 +115,7 @@ def read_distributed(folder: Path) -> tuple[dict[str, Any], str]:
             after = os.fstat(opened.fileno())
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise Damaged(f"{name} was written to while it was read")
-    return _nested(made.whole(), places), together(digests)
+    return _nested(made.whole(), places), sha256_of_parts(digests)
 
 
 def _described(written: bytes) -> tuple[dict[str, tuple[str, ...]], dict[str, list[TensorChunk]]]:

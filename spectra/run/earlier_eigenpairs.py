@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +17,7 @@ from spectra.operator import SymmetricOperator
 from spectra.records.files import read_arrays
 from spectra.records.precondition import PreconditionRecord
 from spectra.records.record import load
+from spectra.vectors import take_rows
 
 
 def earlier_arrays(named: Path | None, option: str, out: Path | None) -> Path | None:
@@ -85,3 +89,54 @@ def earlier_which(arrays: Path) -> str | None:
         return None
     which = record.problem.option("which")
     return which if isinstance(which, str) else None
+
+
+def leading_eigenpairs(
+    session: Any,
+    arrays: Path,
+    operator: SymmetricOperator,
+    name: str,
+    needed: Mapping[str, int],
+    room: int | None,
+    extra: int = 0,
+) -> tuple[str, Eigenpairs] | None:
+    """Read the first eigenpairs at one end of the spectrum, and return them with that end; None if they do not serve.
+
+    They must be within the tolerance of the settings, also from the stored eigenvalues of the same ranks.
+
+    Args:
+        session: the `run.session.Session`; its listener gets a note with the reason if they do not serve.
+        arrays: the arrays of the earlier result.
+        operator: the matrix.
+        name: its name.
+        needed: the least number of eigenpairs, for each end (LM or SA) that serves.
+        room: the largest number of products; None: no limit.
+        extra: how many more to read of LM, if the file has them.
+    """
+    note, agree, tolerance = session.listener.note, session.processes.least, session.request.settings.tolerance
+    which = earlier_which(arrays)
+    if not agree(which in needed) or which is None:
+        note(f"{name}: {arrays} holds eigenvectors of `which` {which or 'unknown'}, so new ones are computed")
+        return None
+    if room is not None and room < needed[which]:
+        return None
+    limits = [limit for limit in (room, needed[which] + extra if which == "LM" else None) if limit is not None]
+    pairs = eigenpairs(arrays, operator, name, note, agree, use="taken", most=min(limits, default=None))
+    if pairs is None:
+        return None
+    stored = (read_arrays(arrays, [f"eigenvalues_{name}"]) or {})[f"eigenvalues_{name}"].tolist()
+    rows = zip(stored, pairs.values.tolist(), pairs.residuals.tolist(), strict=False)
+    good = takewhile(lambda row: max(abs(row[0] - row[1]), row[2]) <= tolerance * abs(row[1]), rows)
+    count = sum(1 for _ in good)
+    if count < needed[which]:
+        held = f"{arrays} holds only {count} of {needed[which]} eigenvectors within `tolerance`"
+        note(f"{name}: {held}, so new ones are computed")
+        return None
+    return which, first_pairs(pairs, count)
+
+
+def first_pairs(pairs: Eigenpairs, count: int) -> Eigenpairs:
+    """The first pairs."""
+    rows = list(range(count))
+    numbers = {name: getattr(pairs, name)[rows] for name in ("values", "residuals", "error_estimates")}
+    return replace(pairs, vectors=take_rows(pairs.vectors, rows), **numbers)

@@ -33,7 +33,7 @@ from spectra.optimizer.files import find_optimizer
 from spectra.problem.problem import Problem
 from spectra.quoting import quoted
 from spectra.records.record import Record
-from spectra.run.earlier_eigenpairs import earlier_which, eigenpairs
+from spectra.run.earlier_eigenpairs import leading_eigenpairs
 from spectra.run.matrix_set import MatrixSet, PreparedMatrix
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
@@ -43,7 +43,6 @@ from spectra.steps.line_search import Line, search_line
 from spectra.steps.noise_and_balls import NoiseAndBalls
 from spectra.steps.recording import point_record, step_result
 from spectra.steps.slopes import slopes
-from spectra.vectors import take_rows
 
 NEARBY = 0.01  # of |theta|: the first step to try if the curvature gives no guess
 NO_OPTIMIZER = "no optimizer state is given"
@@ -155,7 +154,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
             found.append(make())
         except SpectraError as error:
             if asked_for:
-                raise about(error, settings.optimizer) from error
+                raise with_optimizer_name(error, settings.optimizer) from error
             missing.setdefault(reason_of(error).removeprefix(f"{what}: "), []).append(what)
 
     take("gradient", lambda: gradient_direction(point.gradient), asked_for=False)
@@ -173,7 +172,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
         take("update", lambda: update_direction(problem, point.gradient, *how), given)
         take("momentum", lambda: momentum_direction(problem, *how), asked_for=False)
     key = session.request.named.get("checkpoint_key")
-    for other, name in zip(settings.to, names_of(settings.to), strict=True):
+    for other, name in zip(settings.to, checkpoint_names(settings.to), strict=True):
         found.append(checkpoint_direction(problem, other, key, name))
     left_out = [f"{' and '.join(names)}: {reason}" for reason, names in missing.items()]
     if not found:
@@ -181,7 +180,7 @@ def found_directions(session: Session[StepSettings], point: Point) -> tuple[list
     return found, left_out
 
 
-def about(error: SpectraError, optimizer: Any) -> SpectraError:
+def with_optimizer_name(error: SpectraError, optimizer: Any) -> SpectraError:
     """The error, with the name of the optimizer's file."""
     if not isinstance(optimizer, str | Path):
         return error
@@ -193,7 +192,7 @@ def reason_of(error: SpectraError) -> str:
     return str(error).removeprefix("`optimizer`: ").replace("`", "")
 
 
-def names_of(others: Sequence[Any]) -> list[str]:
+def checkpoint_names(others: Sequence[Any]) -> list[str]:
     """The names of directions to other checkpoints; several are told apart by their files, or by numbers."""
     if len(others) == 1:
         return ["checkpoint"]
@@ -284,7 +283,7 @@ class Analysis:
         """The leading eigenpairs, one more than requested if there is one, and their source."""
         settings, n = self.session.request.settings, operator.shape[0]
         wanted, before = min(settings.k + 1, n), operator.products
-        known = self.taken(operator, name, None if left is None else left // 2)
+        known = self.known(operator, name, None if left is None else left // 2)
         if left is not None:
             left = max(0, left - (operator.products - before))
         search = {"which": "LM", "tolerance": settings.tolerance, "generator": generator, "progress": progress}
@@ -296,34 +295,14 @@ class Analysis:
         rest = eigenpairs_unchecked(Deflated(operator, pairs.vectors), wanted - settings.k, max_products=left, **search)
         return followed_by(pairs, rest), source
 
-    def taken(self, operator: Counting, name: str, room: int | None) -> tuple[Eigenpairs, str] | None:
+    def known(self, operator: Counting, name: str, room: int | None) -> tuple[Eigenpairs, str] | None:
         """Eigenpairs from an earlier result of `eig`, k or k + 1 of them, and its file; None if there are too few."""
-        earlier, note = self.session.arrays_of_earlier(), self.session.listener.note
-        settings, agree = self.session.request.settings, self.session.processes.least
+        earlier = self.session.arrays_of_earlier()
         if earlier is None:
             return None
-        if not agree(earlier_which(earlier) == "LM"):
-            held = f"{earlier} holds eigenvectors of `which` {earlier_which(earlier) or 'unknown'}"
-            note(f"{name}: {held}, so new ones are computed")
-            return None
-        if room is not None and room < settings.k:
-            return None
-        pairs = eigenpairs(earlier, operator, name, note, agree, use="taken", most=settings.k + 1)
-        if pairs is None:
-            return None
-        good = int((pairs.residuals <= settings.tolerance * pairs.values.abs()).long().cumprod(0).sum())
-        if good < min(settings.k, operator.shape[0]):
-            held = f"{earlier} holds only {good} of {settings.k} eigenvectors within `tolerance`"
-            note(f"{name}: {held}, so new ones are computed")
-            return None
-        return first_of(pairs, good), str(earlier.with_suffix(".json"))
-
-
-def first_of(pairs: Eigenpairs, count: int) -> Eigenpairs:
-    """The first pairs."""
-    rows = list(range(count))
-    numbers = {name: getattr(pairs, name)[rows] for name in ("values", "residuals", "error_estimates")}
-    return replace(pairs, vectors=take_rows(pairs.vectors, rows), **numbers)
+        needed = {"LM": self.session.request.settings.k}
+        found = leading_eigenpairs(self.session, earlier, operator, name, needed, room, extra=1)
+        return None if found is None else (found[1], str(earlier.with_suffix(".json")))
 
 
 def followed_by(pairs: Eigenpairs, rest: Eigenpairs) -> Eigenpairs:

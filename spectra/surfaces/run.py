@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,15 @@ from spectra.defaults import TOLERANCE
 from spectra.directions.other_checkpoint import read_other_checkpoint, set_to, tensors_of
 from spectra.directions.point import Point
 from spectra.errors import SpectraError
-from spectra.inputs.checkpoint_folder import parts, sha256, together
+from spectra.inputs.checkpoint_folder import parts, sha256, sha256_of_parts
 from spectra.krylov.eigenpairs import basis_of
 from spectra.krylov.placement import Placement
 from spectra.krylov.results import Eigenpairs
 from spectra.operator import Counting, Shaped, SymmetricOperator, checkpointed
 from spectra.problem.problem import Problem
 from spectra.records.directions import PATH
-from spectra.records.files import read_arrays
 from spectra.records.record import Record
-from spectra.run.earlier_eigenpairs import earlier_which, eigenpairs
+from spectra.run.earlier_eigenpairs import leading_eigenpairs
 from spectra.run.matrix_set import MatrixSet, PreparedMatrix
 from spectra.run.measurement import Measurement
 from spectra.run.session import Session
@@ -117,10 +115,10 @@ def landscapes(session: Session[LandscapeSettings]) -> Record:
             with set_to(tensors_of(problem.model), there.values) if there else nullcontext():
                 source = path if place else session.request.named.get("checkpoint")
                 analyse = Analysis(session, source, earlier if not place else None, f" {place + 1}" if place else "")
-                measured, told = analyse()
+                measured, more = analyse()
             found += measured
             results += [entry.changed(checkpoint=path if others else None) for entry in landscape_results(measured)]
-            notes += told
+            notes += more
         session.problem_record = session.problem_record.changed(
             notes=[*(session.problem_record.notes or ()), *dict.fromkeys(notes)]
         )
@@ -137,7 +135,7 @@ def digests(files: Sequence[str]) -> dict[str, str]:
     found = {}
     for file in files:
         try:
-            found[file] = together({part.name: sha256(part) for part in parts(Path(file))})
+            found[file] = sha256_of_parts({part.name: sha256(part) for part in parts(Path(file))})
         except OSError:
             found[file] = ""
     return found
@@ -160,9 +158,9 @@ class Analysis:
     def __call__(self) -> tuple[list[Measurement], list[str]]:
         """The landscapes of all matrices with their cost, and notes on the directions."""
         session, settings = self.session, self.session.request.settings
-        together, products = MatrixSet(session, 1), 20 + 3 * max(settings.ranks, default=0)
+        matrix_set, products = MatrixSet(session, 1), 20 + 3 * max(settings.ranks, default=0)
         matrices = [
-            together.matrix(self.problem, name, products, f"{name}{self.mark}" if self.mark else None)
+            matrix_set.matrix(self.problem, name, products, f"{name}{self.mark}" if self.mark else None)
             for name in session.names
         ]
         point, found = Point.of(self.problem), []
@@ -173,8 +171,8 @@ class Analysis:
 
     def training_directions(self, point: Point) -> TrainingDirections:
         """The directions of training among the requested ones."""
-        session, asked = self.session, self.session.request.settings
-        if not any(is_training_direction(name) for name in asked.named):
+        session, settings = self.session, self.session.request.settings
+        if not any(is_training_direction(name) for name in settings.named):
             return TrainingDirections()
         with session.listener.work("directions") as line:
             read = 0
@@ -187,24 +185,24 @@ class Analysis:
             key = session.request.named.get("checkpoint_key")
             model = session.network.trained_model
             make = TrainingDirectionMaker(
-                self.problem, point.gradient, self.checkpoint, key, asked.optimizer, watch, model
+                self.problem, point.gradient, self.checkpoint, key, settings.optimizer, watch, model
             )
-            return make(asked.named)
+            return make(settings.named)
 
     def of_matrix(self, matrix: PreparedMatrix, point: Point, given: TrainingDirections) -> Measurement:
         """The landscape of one matrix, with its cost."""
         name, limit = matrix.curvature.name, self.session.request.max_products
-        asked, generator = self.session.request.settings, torch.Generator().manual_seed(self.session.request.seed)
-        along = numbered(asked.along)
+        settings, generator = self.session.request.settings, torch.Generator().manual_seed(self.session.request.seed)
+        along = numbered(settings.along)
         wanted = list(dict.fromkeys(direction for one in along for direction in one))
         matrix.check(generator, limit)
         start, counted = time.perf_counter(), Counting(matrix.operator)
         left = None if limit is None else max(0, limit - matrix.checks - len(wanted))
         with self.session.listener.work(f"{name}{self.mark}") as progress:
             room = None if left is None else left // 2  # for the checks of known eigenpairs
-            known = {} if room == 0 else self.taken(counted, name, wanted, room)
+            known = {} if room == 0 else self.known(counted, name, wanted, room)
             directions, good = find_directions(
-                self.problem, counted, wanted, known, generator, asked.tolerance, left, progress, given.directions
+                self.problem, counted, wanted, known, generator, settings.tolerance, left, progress, given.directions
             )
             if limit is not None and matrix.checks + counted.products + len(directions) > limit:
                 directions = {}
@@ -215,35 +213,18 @@ class Analysis:
             def watch() -> None:
                 progress(products=counted.products)
 
-            asked_of = (along, asked.grid, step, watch, given.paths)
+            asked_of = (along, settings.grid, step, watch, given.paths)
             found = landscape(self.problem, counted, name, point, directions, *asked_of)
         found = replace(found, converged=found.converged and good)
         return matrix.measured(found, counted.products, time.perf_counter() - start)
 
-    def taken(
+    def known(
         self, operator: SymmetricOperator, name: str, wanted: Sequence[str], room: int | None
     ) -> dict[str, tuple[Eigenpairs, str]]:
         """Eigenpairs from an earlier result of `eig`, if it has enough, and its file, by end of the spectrum."""
-        earlier, note = self.earlier, self.session.listener.note
         ranks = [int(direction) for direction in wanted if direction.isdigit()]
         needed = {which: k for which, k in (("LM", max(ranks, default=0)), ("SA", int(LOWEST in wanted))) if k}
-        if earlier is None or not needed:
+        if self.earlier is None or not needed:
             return {}
-        which, agree = earlier_which(earlier), self.session.processes.least
-        if not agree(which in needed) or which is None:
-            note(f"{name}: {earlier} holds eigenvectors of `which` {which or 'unknown'}, so new ones are computed")
-            return {}
-        most = min(needed["LM"], needed[which] if room is None else room) if which == "LM" else room
-        pairs = eigenpairs(earlier, operator, name, note, agree, use="taken", most=most)
-        if pairs is None:
-            return {}
-        stored = (read_arrays(earlier, [f"eigenvalues_{name}"]) or {})[f"eigenvalues_{name}"].tolist()
-        tolerance = self.session.request.settings.tolerance
-        rows = zip(stored, pairs.values.tolist(), pairs.residuals.tolist(), strict=False)
-        good = takewhile(lambda row: max(abs(row[0] - row[1]), row[2]) <= tolerance * abs(row[1]), rows)
-        count = sum(1 for _ in good)
-        if count < needed[which]:
-            held = f"{earlier} holds only {count} of {needed[which]} eigenvectors within `tolerance`"
-            note(f"{name}: {held}, so new ones are computed")
-            return {}
-        return {which: (pairs, str(earlier.with_suffix(".json")))}
+        found = leading_eigenpairs(self.session, self.earlier, operator, name, needed, room)
+        return {} if found is None else {found[0]: (found[1], str(self.earlier.with_suffix(".json")))}
