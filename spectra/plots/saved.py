@@ -267,10 +267,10 @@ def refuse_many(path: Path, record: dict[str, Any]) -> None:
     for entry in record["results"]:
         values = entry.get("eigenvalues") if isinstance(entry, dict) else None
         if isinstance(values, list) and len(values) > MOST_EIGENVALUES:
-            text = f"has {len(values):,} eigenvalues of a matrix; at most {MOST_EIGENVALUES:,} can be drawn; compute fewer"
+            text = f"has {len(values):,} eigenvalues of a matrix; at most {MOST_EIGENVALUES:,} are drawn; compute fewer"
             raise input_error("RESULT", path, text)
     if (count := numbers_in(record)) > MOST_NUMBERS:
-        raise input_error("RESULT", path, f"has {count:,} values; at most {MOST_NUMBERS:,} can be drawn; compute fewer")
+        raise input_error("RESULT", path, f"has {count:,} values; at most {MOST_NUMBERS:,} are drawn; compute fewer")
 
 
 def numbers_in(tree: Any) -> int:
