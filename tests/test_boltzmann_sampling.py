@@ -247,5 +247,5 @@ def test_chains_that_show_a_rarer_value(units):
 @pytest.mark.parametrize("name", ["clamped_chains", "clamped_count"])
 def test_the_clamped_phase_is_named(name):
     weights = torch.zeros(3, 3, dtype=torch.float64)
-    with pytest.raises(SpectraError, match=f"`{name}` 0: give"):
+    with pytest.raises(SpectraError, match=f"`{name}` 0: expected an integer"):
         BoltzmannMachine(weights, hidden=1).sampled_hessian(torch.ones(4, 2), **{name: 0})

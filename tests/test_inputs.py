@@ -1090,7 +1090,7 @@ def language(tmp_path, monkeypatch):
 def test_labels_that_are_not_shifted_are_noted(language, data, what):
     loaded = language(data)
     (note,) = loaded.record.notes
-    assert loaded.told == (note,)  # before the work
+    assert loaded.data_notes == (note,)  # before the work
     assert note.startswith(f"y equals {what} at all positions: ")
     assert "shift them in the data" in note
 

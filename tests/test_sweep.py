@@ -277,9 +277,7 @@ def test_killed_tasks_go_on(home, sweep):
     (home / "kill").touch()
     assert sweep("run")[0] == 1
     assert states(home) == ["interrupted"] * 4
-    text = sweep("status")[1]
-    assert "eig was killed by SIGKILL" in text
-    assert "    $ spectra eig" not in text  # the log of a task that did not fail
+    assert "eig was killed by SIGKILL" in sweep("status")[1]
     (home / "kill").unlink()
     assert sweep("run")[0] == 0
 

@@ -42,10 +42,9 @@ def running(tasks: Sequence[TaskStatus]) -> list[str]:
 
 
 def trouble(task: TaskStatus) -> list[str]:
-    """The lines on a task that did not finish: its state, the reason, and the last lines of its log if it failed."""
+    """The lines on a task that did not finish: its state, the reason, and the last lines of its log."""
     head = f"{task.name} {task.state}: {task.reason}" + (f" ({task.log})" if task.log else "")
-    log = task.last_lines if task.state == "failed" else ()
-    return [quoted(head, LINE), *(f"    {quoted(line, LINE)}" for line in log)]
+    return [quoted(head, LINE), *(f"    {quoted(line, LINE)}" for line in task.last_lines)]
 
 
 def abridged(items: Sequence[Any]) -> list[Any]:
