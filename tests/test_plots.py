@@ -1,7 +1,7 @@
 """Figures: every text is readable, every curve is there and can be told apart, the same input gives the same bytes."""
 
 import io
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import matplotlib
 import numpy as np
@@ -51,21 +51,30 @@ def box_of(text):
     return Bbox([[x - half, y - half], [x + half, y + half]])
 
 
+def every_axes(figure):
+    """The visible panels of a figure, and those inside them."""
+    panels = [*figure.axes, *(inset for panel in figure.axes for inset in panel.child_axes)]
+    return [axes for axes in panels if axes.get_visible()]
+
+
+def shown_ticks(axis):
+    """The ticks within the limits of an axis whose labels are drawn."""
+    low, high = sorted(axis.get_view_interval())
+    slack = 1e-9 * (high - low)
+    ticks = [tick for tick in axis.get_major_ticks() if low - slack <= tick.get_loc() <= high + slack]
+    return [tick for tick in ticks if tick.label1.get_visible()]
+
+
 def texts(figure):
     """Every text on the page that a reader sees, with its box in pixels."""
     figure.draw_without_rendering()
     found = []
-    for axes in [*figure.axes, *(inset for panel in figure.axes for inset in panel.child_axes)]:
-        if not axes.get_visible():
-            continue
+    for axes in every_axes(figure):
         found += [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
         if axes.get_legend():
             found += axes.get_legend().get_texts()
         for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            slack = 1e-9 * (high - low)
-            ticks = [tick for tick in axis.get_major_ticks() if low - slack <= tick.get_loc() <= high + slack]
-            found += [tick.label1 for tick in ticks if tick.label1.get_visible()] + [axis.offsetText]
+            found += [*(tick.label1 for tick in shown_ticks(axis)), axis.offsetText]
     for part in [figure, *figure.subfigs]:
         found += [text for text in (part._suptitle, part._supxlabel, part._supylabel) if text]
         found += [text for legend in part.legends for text in [legend.get_title(), *legend.get_texts()]]
@@ -102,6 +111,10 @@ def assert_readable(figure):
     boxes = texts(figure)
     for (one, box), (other, other_box) in combinations(boxes, 2):
         assert not box.padded(-1).overlaps(other_box.padded(-1)), f"{one!r} overlaps {other!r}"
+    for axes in every_axes(figure):
+        labels = [box_of(tick.label1) for tick in shown_ticks(axes.xaxis) if tick.label1.get_text()]
+        row = sorted(labels, key=lambda box: box.x0)
+        assert all(right.x0 - left.x1 > 1.5 for left, right in pairwise(row)), "tick labels without a space between"
     page = figure.bbox.padded(1)
     for text, box in boxes:
         inside = page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from spectra.krylov.results import SpectralMeasure
 from spectra.plots.axes import asinh_axis, plain, scientific
@@ -79,7 +80,7 @@ def density_figure(
         if scale:
             asinh_axis((top, bottom), grid, scale)
         elif (bulk := _sliver(measures, grid)) is not None:
-            _draw_enlarged((top, bottom), measures, styles, bulk)
+            _draw_enlarged((top, bottom), measures, styles, bulk, width)
         _draw_known(rug, known, {name: style["color"] for name, style in styles.items()})
     return figure
 
@@ -133,9 +134,13 @@ def _sliver(measures: dict[str, SpectralMeasure], grid: np.ndarray) -> np.ndarra
 
 
 def _draw_enlarged(
-    panels: tuple[Axes, Axes], measures: dict[str, SpectralMeasure], styles: dict[str, dict], bulk: np.ndarray
+    panels: tuple[Axes, Axes],
+    measures: dict[str, SpectralMeasure],
+    styles: dict[str, dict],
+    bulk: np.ndarray,
+    inches: float,
 ) -> None:
-    """Draw the curves over the bulk alone in an inset on the free side of each panel."""
+    """Draw the curves over the bulk alone in an inset on the free side of each panel, in a figure of this width."""
     low, high = bulk.min(), bulk.max()
     grid = np.linspace(low - 0.04 * (high - low), high + 0.04 * (high - low), 601)
     left, right = panels[0].get_xlim()
@@ -152,8 +157,10 @@ def _draw_enlarged(
     for name, measure in measures.items():
         _draw(insets[1], cumulative(measure, grid), styles[name])
     insets[0].set_title("the bulk, enlarged", fontsize=8, loc="left", pad=3)
+    labels = 0.8 * 72 * inches * width / (text_width("−0.000", 7) + 8)  # that have room side by side
     for inset in insets:
         inset.set(xlim=(grid[0], grid[-1]), ylabel="", facecolor="0.97")
+        inset.xaxis.set_major_locator(MaxNLocator(max(int(labels), 1), steps=[1, 2, 5, 10]))
         inset.tick_params(labelsize=7)
 
 
