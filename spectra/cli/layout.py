@@ -70,10 +70,11 @@ class Command(click.Command):
         super().__init__(*arguments, **settings)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the command line. Raises UsageError where one is given too often: click takes the last."""
+        """Read the command line. Raises UsageError if an option is given too often, of which click takes the last."""
+        rest = super().parse_args(ctx, [*args])  # shows --help, if that is asked for
         if not ctx.resilient_parsing:
             refuse_twice(self.make_parser(ctx).parse_args(args=[*args])[2], ctx)
-        return super().parse_args(ctx, args)
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options in one section for each heading."""

@@ -119,6 +119,7 @@ def leading_eigenpairs(
         note(f"{name}: {arrays} holds eigenvectors of `which` {which or 'unknown'}, so new ones are computed")
         return None
     if room is not None and room < needed[which]:
+        note(f"{name}: `max_products` leaves no room to check the eigenvectors of {arrays}, so new ones are computed")
         return None
     limits = [limit for limit in (room, needed[which] + extra if which == "LM" else None) if limit is not None]
     pairs = eigenpairs(arrays, operator, name, note, agree, use="taken", most=min(limits, default=None))
